@@ -1,0 +1,28 @@
+// The C interface to the LibTorch operators that tch does not bind.
+// Its Rust side, with the shapes and the guarantees, is server/src/model/torch.rs.
+#pragma once
+#include <cstdint>
+
+namespace at {
+class Tensor;
+}
+
+extern "C" {
+// Every function returns nullptr on success, else a message that the caller
+// frees with embedding_free_message. Results are new tensors owned by the caller.
+
+char *embedding_prepack_linear(const at::Tensor *weight, int64_t rows, at::Tensor **out);
+
+char *embedding_linear(const at::Tensor *x, const at::Tensor *packed, const at::Tensor *bias,
+                       const at::Tensor *residual, const char *activation, at::Tensor **out);
+
+char *embedding_packed_attention(const at::Tensor *qkv, const int64_t *lengths, int64_t count,
+                                 int64_t heads, at::Tensor **out);
+
+char *embedding_segment_reduce(const at::Tensor *rows, const int64_t *lengths, int64_t count,
+                               const char *reduce, at::Tensor **out);
+
+char *embedding_enter_inference_mode(void);
+
+void embedding_free_message(char *message);
+}

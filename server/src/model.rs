@@ -1,0 +1,358 @@
+//! What a model is to the rest of the server, and the implementations of it.
+//!
+//! ```text
+//! directory ─ read ─▶ Directory ─ load ─▶ Box<dyn Model> ─ embed(TokenBatch) ─▶ Vectors
+//!                                          ├ packed     our padding-free forward on LibTorch
+//!                                          └ rust_bert  rust-bert's model, padded
+//! ```
+//!
+//! Tensors stay in here; outside there are token ids and `f32`s.
+
+pub mod directory;
+pub mod fake;
+mod packed;
+pub mod pooling;
+mod rust_bert;
+mod tail;
+mod torch;
+pub mod weights;
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use tch::TchError;
+
+pub use directory::Directory;
+
+/// Why a model cannot be loaded or a batch cannot be embedded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The directory's configuration.
+    #[error(transparent)]
+    Directory(#[from] directory::Error),
+    /// The directory's weights.
+    #[error(transparent)]
+    Weights(#[from] weights::Error),
+    /// What was asked for cannot be had on this machine or with this model.
+    #[error("{0}")]
+    Unavailable(String),
+    /// `LibTorch` failed.
+    #[error("LibTorch failed: {}", first_line(.0))]
+    Torch(#[from] TchError),
+    /// rust-bert failed.
+    #[error("rust-bert failed: {0}")]
+    RustBert(String),
+}
+
+/// The message without the C++ stack that LibTorch appends to it.
+fn first_line(error: &TchError) -> String {
+    error
+        .to_string()
+        .split("\\nException raised")
+        .next()
+        .unwrap_or_default()
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// Token ids of several texts, one after the other, without padding.
+///
+/// Texts of equal length should lie side by side: attention runs once for each
+/// run of equal lengths.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenBatch {
+    ids: Vec<i64>,
+    lengths: Vec<i64>,
+}
+
+impl TokenBatch {
+    /// An empty batch.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends a text; it has at least one token.
+    pub fn push(&mut self, ids: &[u32]) {
+        debug_assert!(!ids.is_empty(), "a text without tokens has no vector");
+        self.ids.extend(ids.iter().map(|&id| i64::from(id)));
+        self.lengths.push(ids.len() as i64);
+    }
+
+    /// Number of texts.
+    pub fn len(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Whether there is no text.
+    pub fn is_empty(&self) -> bool {
+        self.lengths.is_empty()
+    }
+
+    /// Number of tokens in all texts.
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// The ids of all texts, in order.
+    pub fn ids(&self) -> &[i64] {
+        &self.ids
+    }
+
+    /// The token count of each text, in order.
+    pub fn lengths(&self) -> &[i64] {
+        &self.lengths
+    }
+}
+
+impl<'a> FromIterator<&'a [u32]> for TokenBatch {
+    fn from_iter<I: IntoIterator<Item = &'a [u32]>>(texts: I) -> Self {
+        let mut batch = Self::new();
+        texts.into_iter().for_each(|ids| batch.push(ids));
+        batch
+    }
+}
+
+/// A loaded model. It belongs to one thread at a time; [`Model::share`] makes a
+/// second handle on the same weights for another thread.
+pub trait Model: Send {
+    /// The vectors of the batch's texts, in order: `texts × dimensions` values,
+    /// row by row. They may hold NaN where the arithmetic produced it: the caller
+    /// checks.
+    fn embed(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error>;
+
+    /// A second handle on the same weights.
+    fn share(&self) -> Result<Box<dyn Model>, Error>;
+}
+
+/// Which implementation computes the encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Implementation {
+    /// Our padding-free forward on `LibTorch`, with oneDNN-prepacked linears.
+    Packed,
+    /// rust-bert's model, with padding.
+    RustBert,
+    /// A stand-in of the tests that hashes token ids.
+    Fake,
+}
+
+impl fmt::Display for Implementation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Packed => "packed",
+            Self::RustBert => "rust_bert",
+            Self::Fake => "fake",
+        })
+    }
+}
+
+/// The number format in which the encoder computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// IEEE single precision.
+    Float32,
+    /// bfloat16 products, summed in single precision.
+    BFloat16,
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Float32 => "float32",
+            Self::BFloat16 => "bfloat16",
+        })
+    }
+}
+
+/// Where the encoder computes, as asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// A GPU where there is one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU, by its index.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|index| index.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+/// How a model is to be computed, as asked for; `None` leaves it to the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preference {
+    /// Which implementation.
+    pub implementation: Option<Implementation>,
+    /// In which number format.
+    pub dtype: Option<Dtype>,
+    /// Where.
+    pub device: DeviceChoice,
+}
+
+/// How a model is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Which implementation.
+    pub implementation: Implementation,
+    /// In which number format.
+    pub dtype: Dtype,
+}
+
+impl Plan {
+    /// Decides how to compute, from what is asked for and what the machine has.
+    /// The error tells the user what to change.
+    pub fn decide(preference: Preference, machine: Machine) -> Result<Self, Error> {
+        if let DeviceChoice::Cuda(index) = preference.device {
+            return Err(Error::Unavailable(if machine.cuda_devices == 0 {
+                format!(
+                    "--device cuda:{index}: this LibTorch is a CPU build or sees no GPU; use --device cpu"
+                )
+            } else {
+                format!("--device cuda:{index}: no implementation computes on a GPU yet; use --device cpu")
+            }));
+        }
+        let implementation = preference.implementation.unwrap_or(Implementation::Packed);
+        let dtype = preference.dtype.unwrap_or(match implementation {
+            Implementation::Packed if machine.native_bf16 => Dtype::BFloat16,
+            _ => Dtype::Float32,
+        });
+        if implementation == Implementation::RustBert && dtype == Dtype::BFloat16 {
+            return Err(Error::Unavailable(
+                "--implementation rust_bert computes in float32 only; leave --dtype at auto or float32"
+                    .into(),
+            ));
+        }
+        Ok(Self { implementation, dtype })
+    }
+}
+
+/// What the machine offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Whether the CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX).
+    pub native_bf16: bool,
+    /// How many GPUs `LibTorch` can use.
+    pub cuda_devices: usize,
+}
+
+impl Machine {
+    /// Looks at the machine that this runs on.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        let native_bf16 = std::arch::is_x86_feature_detected!("avx512bf16");
+        // aarch64's `bf16` feature is not yet detected by stable Rust, and this
+        // project has not measured it: float32 is the safe answer.
+        #[cfg(not(target_arch = "x86_64"))]
+        let native_bf16 = false;
+        Self { native_bf16, cuda_devices: usize::try_from(tch::Cuda::device_count()).unwrap_or(0) }
+    }
+}
+
+/// Loads the model in `directory` as `plan` says.
+pub fn load(directory: &Directory, plan: Plan) -> Result<Box<dyn Model>, Error> {
+    match plan.implementation {
+        Implementation::Packed => Ok(Box::new(packed::Bert::load(directory, plan.dtype)?)),
+        Implementation::RustBert => Ok(Box::new(rust_bert::Bert::load(directory)?)),
+        Implementation::Fake => Ok(Box::new(fake::Fake::new(directory.dimensions()))),
+    }
+}
+
+/// Reads and loads the model in `path` for a caller that wants nothing else of
+/// the directory: tests and benchmarks.
+pub fn load_path(path: &Path, plan: Plan) -> Result<Box<dyn Model>, Error> {
+    load(&Directory::read(path)?, plan)
+}
+
+/// Sets the number of threads that one operator may use on the calling thread.
+pub fn set_operator_threads(threads: usize) {
+    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+}
+
+/// Prepares the calling thread for forwards: no autograd bookkeeping.
+pub fn enter_inference_mode() -> Result<(), Error> {
+    Ok(torch::enter_inference_mode()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BF16: Machine = Machine { native_bf16: true, cuda_devices: 0 };
+    const PLAIN: Machine = Machine { native_bf16: false, cuda_devices: 0 };
+
+    fn preference(implementation: Option<Implementation>, dtype: Option<Dtype>) -> Preference {
+        Preference { implementation, dtype, device: DeviceChoice::Auto }
+    }
+
+    #[test]
+    fn the_plan_follows_the_wish_and_then_the_machine() {
+        use Dtype::{BFloat16, Float32};
+        use Implementation::{Packed, RustBert};
+        let table = [
+            (preference(None, None), BF16, Packed, BFloat16),
+            (preference(None, None), PLAIN, Packed, Float32),
+            (preference(None, Some(Float32)), BF16, Packed, Float32),
+            (preference(None, Some(BFloat16)), PLAIN, Packed, BFloat16),
+            (preference(Some(RustBert), None), BF16, RustBert, Float32),
+        ];
+        for (wish, machine, implementation, dtype) in table {
+            assert_eq!(
+                Plan::decide(wish, machine).unwrap(),
+                Plan { implementation, dtype },
+                "{wish:?} {machine:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_refused_with_what_to_do() {
+        let bf16 = preference(Some(Implementation::RustBert), Some(Dtype::BFloat16));
+        let cuda = Preference { device: DeviceChoice::Cuda(1), ..preference(None, None) };
+        for (wish, expected) in [
+            (bf16, "--implementation rust_bert computes in float32 only; leave --dtype at auto or float32"),
+            (cuda, "--device cuda:1: this LibTorch is a CPU build or sees no GPU; use --device cpu"),
+        ] {
+            assert_eq!(Plan::decide(wish, BF16).unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn devices_are_named_as_in_pytorch() {
+        for (text, device) in [
+            ("auto", Ok(DeviceChoice::Auto)),
+            ("cpu", Ok(DeviceChoice::Cpu)),
+            ("cuda", Ok(DeviceChoice::Cuda(0))),
+            ("cuda:3", Ok(DeviceChoice::Cuda(3))),
+            ("cuda:x", Err("expected auto, cpu, cuda or cuda:N".to_owned())),
+            ("gpu", Err("expected auto, cpu, cuda or cuda:N".to_owned())),
+        ] {
+            assert_eq!(text.parse(), device, "{text}");
+        }
+    }
+}

@@ -1,0 +1,463 @@
+//! A model directory as its authors publish it on Hugging Face, read and checked.
+//!
+//! ```text
+//! config.json                          the encoder's architecture
+//! tokenizer.json                       text → ids (its padding and truncation do not count)
+//! model.safetensors                    weights, or an index of shards
+//! modules.json                         which modules follow the encoder
+//! 1_Pooling/config.json, 2_Dense/…     their settings
+//! sentence_bert_config.json            max_seq_length, do_lower_case
+//! config_sentence_transformers.json    prompts
+//! ```
+//!
+//! Meanings follow sentence-transformers, whose vectors the server reproduces. A
+//! directory without `modules.json` gets what sentence-transformers gives it: mean
+//! pooling, no normalisation.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::pooling::Pooling;
+
+/// Why a directory cannot be served: the file, and what is wrong with it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The directory is not there.
+    #[error("{0}: no such directory")]
+    NoDirectory(PathBuf),
+    /// A file that every model needs is not there.
+    #[error("{path}: no such file; {hint}")]
+    NoFile {
+        /// The file.
+        path: PathBuf,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A file cannot be read.
+    #[error("{path}: cannot be read")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file is not the JSON it should be.
+    #[error("{path}: not a valid configuration")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A file says something that cannot be served.
+    #[error("{path}: {problem}")]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What, and what would do.
+        problem: String,
+    },
+}
+
+/// BERT's hyper-parameters, by their names in `config.json`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct BertConfig {
+    /// Rows of the word embedding table.
+    pub vocab_size: i64,
+    /// Width of a token state.
+    pub hidden_size: i64,
+    /// Encoder layers.
+    pub num_hidden_layers: i64,
+    /// Attention heads; they divide `hidden_size`.
+    pub num_attention_heads: i64,
+    /// Width of the feed-forward's inner state.
+    pub intermediate_size: i64,
+    /// `gelu`, `gelu_new`, `gelu_pytorch_tanh` or `relu`.
+    #[serde(default = "default_activation")]
+    pub hidden_act: String,
+    /// Rows of the position embedding table.
+    pub max_position_embeddings: i64,
+    /// Rows of the segment embedding table.
+    #[serde(default = "default_type_vocab_size")]
+    pub type_vocab_size: i64,
+    /// Added to the variance in every `LayerNorm`.
+    #[serde(default = "default_layer_norm_eps")]
+    pub layer_norm_eps: f64,
+}
+
+fn default_activation() -> String {
+    "gelu".to_owned()
+}
+
+const fn default_type_vocab_size() -> i64 {
+    2
+}
+
+const fn default_layer_norm_eps() -> f64 {
+    1e-12
+}
+
+/// The encoder, by architecture.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Encoder {
+    /// BERT (Devlin et al., 2018): `MiniLM`, BGE (en), E5 (en), GTE (first), multi-qa …
+    Bert(BertConfig),
+}
+
+impl Encoder {
+    /// The architecture's name as `model_type` has it.
+    pub const fn architecture(&self) -> &'static str {
+        match self {
+            Self::Bert(_) => "bert",
+        }
+    }
+
+    /// Width of a token state.
+    pub const fn hidden_size(&self) -> i64 {
+        match self {
+            Self::Bert(config) => config.hidden_size,
+        }
+    }
+}
+
+/// A linear module after pooling (`sentence_transformers.models.Dense`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dense {
+    /// The module's folder.
+    pub path: PathBuf,
+    /// Width in.
+    pub in_features: i64,
+    /// Width out.
+    pub out_features: i64,
+    /// Whether it adds a bias.
+    pub bias: bool,
+    /// What follows it.
+    pub activation: DenseActivation,
+}
+
+/// The activation of a [`Dense`] module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DenseActivation {
+    /// None.
+    Identity,
+    /// tanh.
+    Tanh,
+}
+
+/// One module after the encoder and the pooling, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Tail {
+    /// A linear layer.
+    Dense(Dense),
+    /// Division by the Euclidean norm.
+    Normalize,
+}
+
+/// A directory whose configuration was read; its weights were not.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Directory {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The encoder's architecture and sizes.
+    pub encoder: Encoder,
+    /// How token states become one vector.
+    pub pooling: Pooling,
+    /// What follows the pooling.
+    pub tail: Vec<Tail>,
+    /// The longest input in tokens, special tokens included.
+    pub max_tokens: usize,
+    /// Whether texts are lowercased before they are tokenised.
+    pub do_lower_case: bool,
+    /// Prompts by name.
+    pub prompts: BTreeMap<String, String>,
+    /// The name of the prompt that every text gets.
+    pub default_prompt_name: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Module {
+    #[serde(rename = "type")]
+    class: String,
+    path: String,
+}
+
+#[derive(Default, Deserialize)]
+struct SentenceBertConfig {
+    max_seq_length: Option<usize>,
+    #[serde(default)]
+    do_lower_case: bool,
+}
+
+#[derive(Default, Deserialize)]
+struct TokenizerConfig {
+    // transformers writes 1e30 for "no limit", which is no usize.
+    model_max_length: Option<f64>,
+}
+
+#[derive(Default, Deserialize)]
+struct SentenceTransformersConfig {
+    #[serde(default)]
+    prompts: BTreeMap<String, String>,
+    default_prompt_name: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct DenseConfig {
+    in_features: i64,
+    out_features: i64,
+    #[serde(default = "yes")]
+    bias: bool,
+    #[serde(default)]
+    activation_function: String,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+impl Directory {
+    /// Reads the configuration files of the model in `path`.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        if !path.is_dir() {
+            return Err(Error::NoDirectory(path.to_owned()));
+        }
+        let encoder = read_encoder(&path.join("config.json"))?;
+        if !path.join("tokenizer.json").is_file() {
+            return Err(Error::NoFile {
+                path: path.join("tokenizer.json"),
+                hint: "the model needs a tokenizer in the tokenizers library's format",
+            });
+        }
+        let sentence_bert: SentenceBertConfig =
+            json_if_there(&path.join("sentence_bert_config.json"))?.unwrap_or_default();
+        let tokenizer: TokenizerConfig =
+            json_if_there(&path.join("tokenizer_config.json"))?.unwrap_or_default();
+        let prompts: SentenceTransformersConfig =
+            json_if_there(&path.join("config_sentence_transformers.json"))?.unwrap_or_default();
+        let (pooling, tail) = read_modules(path, &encoder)?;
+
+        if let Some(name) = &prompts.default_prompt_name {
+            let file = path.join("config_sentence_transformers.json");
+            let Some(prompt) = prompts.prompts.get(name) else {
+                return Err(unsupported(
+                    &file,
+                    format!("default_prompt_name \"{name}\" is not among its prompts"),
+                ));
+            };
+            if !pooling.include_prompt && !prompt.is_empty() {
+                return Err(unsupported(
+                    &file,
+                    "a default prompt that the pooling must leave out (include_prompt: false) is not supported".into(),
+                ));
+            }
+        }
+        let Encoder::Bert(config) = &encoder;
+        let positions = usize::try_from(config.max_position_embeddings).unwrap_or(0);
+        let max_tokens = sentence_bert
+            .max_seq_length
+            .or_else(|| {
+                tokenizer
+                    .model_max_length
+                    .filter(|&n| n >= 1.0 && n < f64::from(u32::MAX))
+                    .map(|n| n as usize)
+            })
+            .map_or(positions, |n| n.min(positions));
+        if max_tokens < 3 {
+            return Err(unsupported(
+                &path.join("sentence_bert_config.json"),
+                format!("max_seq_length {max_tokens} leaves no room for text between the special tokens"),
+            ));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            encoder,
+            pooling,
+            tail,
+            max_tokens,
+            do_lower_case: sentence_bert.do_lower_case,
+            prompts: prompts.prompts,
+            default_prompt_name: prompts.default_prompt_name,
+        })
+    }
+
+    /// The length of the vectors that the model makes.
+    pub fn dimensions(&self) -> usize {
+        let width = self.tail.iter().rev().find_map(|module| match module {
+            Tail::Dense(dense) => Some(dense.out_features),
+            Tail::Normalize => None,
+        });
+        usize::try_from(width.unwrap_or_else(|| self.encoder.hidden_size())).unwrap_or(0)
+    }
+
+    /// The prompt that is put before every text; empty when there is none.
+    pub fn default_prompt(&self) -> &str {
+        self.default_prompt_name.as_ref().and_then(|name| self.prompts.get(name)).map_or("", String::as_str)
+    }
+}
+
+fn unsupported(path: &Path, problem: String) -> Error {
+    Error::Unsupported { path: path.to_owned(), problem }
+}
+
+fn json<T: DeserializeOwned>(path: &Path, hint: &'static str) -> Result<T, Error> {
+    match json_if_there(path)? {
+        Some(value) => Ok(value),
+        None => Err(Error::NoFile { path: path.to_owned(), hint }),
+    }
+}
+
+fn json_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(Error::Read { path: path.to_owned(), source }),
+    };
+    serde_json::from_slice(&bytes).map(Some).map_err(|source| Error::Json { path: path.to_owned(), source })
+}
+
+const NOT_A_MODEL: &str = "is this the directory of a Hugging Face model?";
+
+fn read_encoder(path: &Path) -> Result<Encoder, Error> {
+    let value: serde_json::Value = json(path, NOT_A_MODEL)?;
+    let model_type = value.get("model_type").and_then(|v| v.as_str()).unwrap_or("(none)");
+    if model_type != "bert" {
+        return Err(unsupported(
+            path,
+            format!("architecture \"{model_type}\" is not supported; supported: bert"),
+        ));
+    }
+    let position_type = value.get("position_embedding_type").and_then(|v| v.as_str());
+    if !matches!(position_type, None | Some("absolute")) {
+        return Err(unsupported(path, format!("position_embedding_type {position_type:?} is not supported")));
+    }
+    if value.get("is_decoder").and_then(serde_json::Value::as_bool) == Some(true) {
+        return Err(unsupported(path, "a BERT decoder (is_decoder: true) makes no embeddings".into()));
+    }
+    let config: BertConfig =
+        serde_json::from_value(value).map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    let sizes = [
+        ("vocab_size", config.vocab_size, 1 << 24),
+        ("hidden_size", config.hidden_size, 1 << 16),
+        ("num_hidden_layers", config.num_hidden_layers, 1 << 10),
+        ("num_attention_heads", config.num_attention_heads, 1 << 10),
+        ("intermediate_size", config.intermediate_size, 1 << 18),
+        ("max_position_embeddings", config.max_position_embeddings, 1 << 20),
+        ("type_vocab_size", config.type_vocab_size, 1 << 10),
+    ];
+    for (name, size, limit) in sizes {
+        if !(1..=limit).contains(&size) {
+            return Err(unsupported(path, format!("{name} is {size}, outside 1..={limit}")));
+        }
+    }
+    if config.hidden_size % config.num_attention_heads != 0 {
+        return Err(unsupported(
+            path,
+            format!(
+                "hidden_size {} is no multiple of num_attention_heads {}",
+                config.hidden_size, config.num_attention_heads
+            ),
+        ));
+    }
+    if !matches!(config.hidden_act.as_str(), "gelu" | "gelu_new" | "gelu_pytorch_tanh" | "relu") {
+        return Err(unsupported(
+            path,
+            format!(
+                "hidden_act \"{}\" is not supported; supported: gelu, gelu_new, gelu_pytorch_tanh, relu",
+                config.hidden_act
+            ),
+        ));
+    }
+    Ok(Encoder::Bert(config))
+}
+
+fn read_modules(root: &Path, encoder: &Encoder) -> Result<(Pooling, Vec<Tail>), Error> {
+    let file = root.join("modules.json");
+    let Some(modules) = json_if_there::<Vec<Module>>(&file)? else {
+        tracing::warn!(directory = %root.display(), "no modules.json: mean pooling without normalisation, as sentence-transformers does");
+        return Ok((Pooling::default(), Vec::new()));
+    };
+    let mut pooling = None;
+    let mut tail = Vec::new();
+    let mut width = encoder.hidden_size();
+    for (index, module) in modules.iter().enumerate() {
+        // Untrusted: a module's folder must lie inside the model's.
+        let folder = Path::new(&module.path);
+        if !folder.components().all(|part| matches!(part, std::path::Component::Normal(_))) {
+            return Err(unsupported(
+                &file,
+                format!("module path \"{}\" leads out of the directory", module.path),
+            ));
+        }
+        let folder = root.join(folder);
+        // The class's package moved between releases; its last name did not.
+        let class = module.class.rsplit('.').next().unwrap_or_default();
+        match (index, class) {
+            (0, "Transformer") if module.path.is_empty() => {}
+            (0, _) => {
+                return Err(unsupported(
+                    &file,
+                    format!("first module \"{}\" is no Transformer at \"\"", module.class),
+                ));
+            }
+            (_, "Pooling") if pooling.is_none() && tail.is_empty() => {
+                let config = folder.join("config.json");
+                let value = json(&config, "the pooling module has no configuration")?;
+                pooling =
+                    Some(Pooling::from_json(&value, width).map_err(|problem| unsupported(&config, problem))?);
+            }
+            (_, "Dense") if pooling.is_some() => {
+                let dense = read_dense(&folder, width)?;
+                width = dense.out_features;
+                tail.push(Tail::Dense(dense));
+            }
+            (_, "Normalize") if pooling.is_some() => tail.push(Tail::Normalize),
+            _ => {
+                return Err(unsupported(
+                    &file,
+                    format!(
+                        "module {index} \"{}\" is not supported there; supported: Transformer, Pooling, then Dense and Normalize",
+                        module.class
+                    ),
+                ));
+            }
+        }
+    }
+    let pooling = pooling.ok_or_else(|| unsupported(&file, "names no Pooling module".into()))?;
+    Ok((pooling, tail))
+}
+
+fn read_dense(folder: &Path, width: i64) -> Result<Dense, Error> {
+    let path = folder.join("config.json");
+    let config: DenseConfig = json(&path, "the dense module has no configuration")?;
+    let activation = match config.activation_function.rsplit('.').next().unwrap_or_default() {
+        "Identity" => DenseActivation::Identity,
+        // sentence-transformers' default where the file names none.
+        "Tanh" | "" => DenseActivation::Tanh,
+        other => {
+            return Err(unsupported(
+                &path,
+                format!("activation_function \"{other}\" is not supported; supported: Identity, Tanh"),
+            ));
+        }
+    };
+    if config.in_features != width || !(1..=1 << 16).contains(&config.out_features) {
+        return Err(unsupported(
+            &path,
+            format!(
+                "maps {} to {} features, but the module before it makes {width}",
+                config.in_features, config.out_features
+            ),
+        ));
+    }
+    Ok(Dense {
+        path: folder.to_owned(),
+        in_features: config.in_features,
+        out_features: config.out_features,
+        bias: config.bias,
+        activation,
+    })
+}

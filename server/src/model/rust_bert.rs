@@ -1,0 +1,122 @@
+//! rust-bert's `BertModel`, loaded from safetensors: the second implementation,
+//! and the reference of the first in the parity tests.
+//!
+//! It pads every text to the longest of the batch, and computes in f32.
+
+use rust_bert::bert::{BertConfig, BertEmbeddings, BertModel};
+use tch::{Device, Kind, TchError, Tensor, nn};
+
+use super::directory::Encoder;
+use super::tail::Tail;
+use super::weights::Weights;
+use super::{Directory, Error, Model, TokenBatch};
+
+/// rust-bert writes this into every `LayerNorm`, whatever the configuration says.
+const LAYER_NORM_EPS: f64 = 1e-12;
+
+pub(super) struct Bert {
+    model: BertModel<BertEmbeddings>,
+    // The model's tensors live in here.
+    variables: nn::VarStore,
+    config: BertConfig,
+    tail: Tail,
+}
+
+impl Bert {
+    /// Loads the encoder and its tail for the CPU.
+    pub(super) fn load(directory: &Directory) -> Result<Self, Error> {
+        let Encoder::Bert(config) = &directory.encoder;
+        let path = directory.path.join("config.json");
+        if (config.layer_norm_eps - LAYER_NORM_EPS).abs() > f64::EPSILON * LAYER_NORM_EPS {
+            return Err(Error::Unavailable(format!(
+                "{}: layer_norm_eps is {:e}, and rust-bert knows only {LAYER_NORM_EPS:e}; use --implementation packed",
+                path.display(),
+                config.layer_norm_eps
+            )));
+        }
+        // Through JSON, because the crate's activation type is private to it.
+        let config: BertConfig =
+            std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).ok_or_else(
+                || Error::RustBert(format!("{} is not a configuration it accepts", path.display())),
+            )?;
+        let weights = Weights::open(&directory.path)?
+            .with_prefix_of("embeddings.word_embeddings.weight", &["", "bert."]);
+        let (model, mut variables) = build(&config);
+        for (name, mut variable) in variables.variables() {
+            let tensor = weights.get(&published_name(&weights, &name), &variable.size())?;
+            tch::no_grad(|| variable.f_copy_(&tensor))?;
+        }
+        variables.freeze();
+        Ok(Self { model, variables, config, tail: Tail::load(directory, Device::Cpu)? })
+    }
+
+    fn forward(&self, batch: &TokenBatch) -> Result<Tensor, Error> {
+        let lengths = batch.lengths();
+        let texts = lengths.len() as i64;
+        let longest = lengths.iter().copied().max().unwrap_or(1);
+        let mut ids = vec![0i64; (texts * longest) as usize];
+        let mut mask = vec![0i64; ids.len()];
+        let mut rest = batch.ids();
+        for (row, &length) in lengths.iter().enumerate() {
+            let (own, others) = rest.split_at(length as usize);
+            let start = row * longest as usize;
+            ids[start..start + own.len()].copy_from_slice(own);
+            mask[start..start + own.len()].fill(1);
+            rest = others;
+        }
+        let ids = Tensor::f_from_slice(&ids)?.f_view([texts, longest])?;
+        let mask = Tensor::f_from_slice(&mask)?.f_view([texts, longest])?;
+        let states = self
+            .model
+            .forward_t(Some(&ids), Some(&mask), None, None, None, None, None, false)
+            .map_err(|error| Error::RustBert(error.to_string()))?
+            .hidden_state;
+        // Packed again, so that the tail is the same for every implementation.
+        let own_rows = mask.f_view([-1i64])?.f_nonzero()?.f_squeeze()?.f_view([-1i64])?;
+        let packed = states.f_view([texts * longest, -1])?.f_index_select(0, &own_rows)?;
+        Ok(self.tail.forward(&packed, lengths)?)
+    }
+}
+
+fn build(config: &BertConfig) -> (BertModel<BertEmbeddings>, nn::VarStore) {
+    let variables = nn::VarStore::new(Device::Cpu);
+    let model = BertModel::new_with_optional_pooler(variables.root(), config, false);
+    (model, variables)
+}
+
+/// The name under which the checkpoint has a variable: some keep TensorFlow's
+/// names of `LayerNorm`'s two tensors.
+fn published_name(weights: &Weights, name: &str) -> String {
+    if weights.contains(name) {
+        return name.to_owned();
+    }
+    let old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+    if weights.contains(&old) { old } else { name.to_owned() }
+}
+
+impl Model for Bert {
+    fn embed(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error> {
+        let vectors = self.forward(batch)?.f_contiguous()?.f_to_kind(Kind::Float)?;
+        let mut values = vec![0.0; vectors.numel()];
+        vectors.f_copy_data(&mut values, vectors.numel())?;
+        Ok(values)
+    }
+
+    fn share(&self) -> Result<Box<dyn Model>, Error> {
+        let (model, mut variables) = build(&self.config);
+        let shared = self.variables.variables();
+        for (name, mut variable) in variables.variables() {
+            let tensor = shared
+                .get(&name)
+                .ok_or_else(|| Error::RustBert(format!("{name} is missing in the model to share")))?;
+            share_data(&mut variable, tensor)?;
+        }
+        variables.freeze();
+        Ok(Box::new(Self { model, variables, config: self.config.clone(), tail: self.tail.share() }))
+    }
+}
+
+/// Makes `variable` use the storage of `tensor`.
+fn share_data(variable: &mut Tensor, tensor: &Tensor) -> Result<(), TchError> {
+    tch::no_grad(|| variable.f_set_data(tensor))
+}

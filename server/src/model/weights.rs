@@ -1,0 +1,230 @@
+//! Tensors out of safetensors files, checked before anything computes with them.
+//!
+//! Guarantees: every tensor that is handed out has the shape that was asked for,
+//! is finite, and is f32, whatever it was stored as. Files are read piece by
+//! piece, so loading needs no second copy of the model in memory. Pickle, which
+//! can execute code, is never read: it is recognised by its first bytes and refused.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+use serde::Deserialize;
+use tch::{Kind, TchError, Tensor};
+
+/// Why weights cannot be loaded: the file, and what is wrong with it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No weights in the directory.
+    #[error("{path}: no such file{hint}")]
+    NoFile {
+        /// The file that was looked for.
+        path: PathBuf,
+        /// What is there instead.
+        hint: &'static str,
+    },
+    /// A file cannot be read.
+    #[error("{path}: cannot be read")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is a Python pickle.
+    #[error("{path}: a Python pickle, which can execute code and is never loaded; convert it to safetensors")]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file is damaged or not what its name says.
+    #[error("{path}: {problem}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// How.
+        problem: String,
+    },
+    /// A tensor is not what the configuration promises.
+    #[error("{path}: tensor {tensor}: {problem}")]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// `LibTorch` failed.
+    #[error("LibTorch failed while loading weights")]
+    Torch(#[from] TchError),
+}
+
+/// The header of a safetensors file is limited to this by its specification.
+const MAX_HEADER: u64 = 100_000_000;
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    file: File,
+    data_start: u64,
+    metadata: Metadata,
+}
+
+impl Shard {
+    fn open(path: &Path) -> Result<Self, Error> {
+        let read = |source| Error::Read { path: path.to_owned(), source };
+        let damaged = |problem: String| Error::Damaged { path: path.to_owned(), problem };
+        let file = File::open(path).map_err(|source| {
+            if source.kind() == io::ErrorKind::NotFound {
+                Error::NoFile { path: path.to_owned(), hint: "" }
+            } else {
+                read(source)
+            }
+        })?;
+        let length = file.metadata().map_err(read)?.len();
+        if length < 8 {
+            return Err(damaged(format!("is only {length} bytes long")));
+        }
+        let mut first = [0; 8];
+        file.read_exact_at(&mut first, 0).map_err(read)?;
+        // torch.save writes a zip archive or, before 1.6, a bare pickle (protocol 2).
+        if first.starts_with(b"PK\x03\x04") || first.starts_with(&[0x80, 0x02]) {
+            return Err(Error::Pickle { path: path.to_owned() });
+        }
+        let header = u64::from_le_bytes(first);
+        if header > MAX_HEADER || header > length - 8 {
+            return Err(damaged(format!(
+                "is no safetensors file or is cut off: its first bytes promise a header of {header} bytes in {length}"
+            )));
+        }
+        let mut start = vec![0; header as usize];
+        file.read_exact_at(&mut start, 8).map_err(read)?;
+        // Deserialising checks that shapes, dtypes and offsets agree.
+        let metadata: Metadata = serde_json::from_slice(&start)
+            .map_err(|error| damaged(format!("is no safetensors file: its header is bad: {error}")))?;
+        let expected = 8 + header + metadata.data_len() as u64;
+        if length != expected {
+            return Err(damaged(format!(
+                "is {length} bytes long, but its header describes {expected}: cut off?"
+            )));
+        }
+        Ok(Self { path: path.to_owned(), file, data_start: 8 + header, metadata })
+    }
+}
+
+/// The tensors of a model or a module, by name.
+#[derive(Debug)]
+pub struct Weights {
+    shards: Vec<Shard>,
+    /// Tensor name → index into `shards`.
+    places: BTreeMap<String, usize>,
+    /// What precedes the names in the file, as in `bert.embeddings…`.
+    prefix: String,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Weights {
+    /// Opens `model.safetensors` in `folder`, or the shards of its index.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let single = folder.join("model.safetensors");
+        let index = folder.join("model.safetensors.index.json");
+        let paths = if single.exists() {
+            vec![single]
+        } else if index.exists() {
+            shard_paths(&index)?
+        } else {
+            let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+            let hint = if pickled.iter().any(|name| folder.join(name).exists()) {
+                "; the directory has pytorch_model.bin, a pickle that can execute code and is never loaded: convert it to safetensors"
+            } else {
+                ""
+            };
+            return Err(Error::NoFile { path: single, hint });
+        };
+        let shards = paths.iter().map(|path| Shard::open(path)).collect::<Result<Vec<_>, _>>()?;
+        let places = shards
+            .iter()
+            .enumerate()
+            .flat_map(|(index, shard)| shard.metadata.tensors().into_keys().map(move |name| (name, index)))
+            .collect();
+        Ok(Self { shards, places, prefix: String::new() })
+    }
+
+    /// Names are looked up under the first of `prefixes` under which `probe`
+    /// exists: the same encoder is published with and without its class's prefix.
+    pub fn with_prefix_of(mut self, probe: &str, prefixes: &[&str]) -> Self {
+        let found = prefixes.iter().find(|prefix| self.places.contains_key(&format!("{prefix}{probe}")));
+        self.prefix = found.copied().unwrap_or_default().to_owned();
+        self
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.places.contains_key(&format!("{}{name}", self.prefix))
+    }
+
+    /// The tensor `name` of shape `shape`, as f32 on the CPU.
+    pub fn get(&self, name: &str, shape: &[i64]) -> Result<Tensor, Error> {
+        let name = format!("{}{name}", self.prefix);
+        let Some(shard) = self.places.get(&name).and_then(|&index| self.shards.get(index)) else {
+            return Err(Error::Tensor {
+                path: self.shards.first().map(|shard| shard.path.clone()).unwrap_or_default(),
+                tensor: name,
+                problem: format!("is missing; expected shape {shape:?}"),
+            });
+        };
+        let wrong = |problem| Error::Tensor { path: shard.path.clone(), tensor: name.clone(), problem };
+        let info = shard.metadata.info(&name).ok_or_else(|| wrong("is missing".into()))?;
+        let found: Vec<i64> = info.shape.iter().map(|&size| size as i64).collect();
+        if found != shape {
+            return Err(wrong(format!("has shape {found:?}, but the configuration says {shape:?}")));
+        }
+        let kind = match info.dtype {
+            Dtype::F32 => Kind::Float,
+            Dtype::F16 => Kind::Half,
+            Dtype::BF16 => Kind::BFloat16,
+            other => return Err(wrong(format!("has dtype {other:?}; supported: F32, F16, BF16"))),
+        };
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0; end - start];
+        shard
+            .file
+            .read_exact_at(&mut bytes, shard.data_start + start as u64)
+            .map_err(|source| Error::Read { path: shard.path.clone(), source })?;
+        let tensor = Tensor::f_from_data_size(&bytes, shape, kind)?.f_to_kind(Kind::Float)?;
+        // NaN and infinity survive the sum; finite weights cannot overflow it in f64.
+        if !tensor.f_sum(Kind::Double)?.f_double_value(&[])?.is_finite() {
+            return Err(wrong("has values that are not finite (NaN or infinity)".into()));
+        }
+        Ok(tensor)
+    }
+}
+
+fn shard_paths(index: &Path) -> Result<Vec<PathBuf>, Error> {
+    let bytes = std::fs::read(index).map_err(|source| Error::Read { path: index.to_owned(), source })?;
+    let damaged = |problem| Error::Damaged { path: index.to_owned(), problem };
+    let parsed: Index =
+        serde_json::from_slice(&bytes).map_err(|error| damaged(format!("not a valid index: {error}")))?;
+    let mut names: Vec<String> = parsed.weight_map.into_values().collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+        .into_iter()
+        .map(|name| {
+            // Untrusted: a shard is a plain file name beside its index.
+            if Path::new(&name).file_name().is_none_or(|file| file != name.as_str()) {
+                return Err(damaged(format!("shard name \"{name}\" is no plain file name")));
+            }
+            Ok(index.with_file_name(name))
+        })
+        .collect()
+}

@@ -1,0 +1,474 @@
+//! The threads that own the forwards.
+//!
+//! # Flow
+//!
+//! [`Queue::submit`] puts the texts of a request in line; a worker takes a batch,
+//! embeds it, and answers each text through its own channel.
+//!
+//! # Guarantees
+//!
+//! - A model handle belongs to one thread; nothing locks around a forward.
+//! - A batch that fails is repeated text by text: one bad text harms no other.
+//! - A panic inside a forward is such a failure; the thread goes on.
+//! - A caller that has left ([`Queue::cancel`]) leaves the line at once.
+//! - After [`Queue::close`] what is in line is still answered, then the threads end.
+//!
+//! # The watchdog
+//!
+//! Each thread writes down when its forward began. [`Heartbeats::stuck`] tells whether
+//! one has been at it for longer than the deadline, or has died. A long line is
+//! not stuck: it only means that there is much to do.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use crate::batcher::{Batch, Batcher, Job, Policy, Why};
+use crate::model::{self, Model, TokenBatch};
+
+/// Why a text has no vector.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The model failed on it.
+    #[error("the model failed on this text: {0}")]
+    Failed(String),
+    /// The vector has NaN or infinity in it.
+    #[error("the model made a vector with values that are not finite for this text")]
+    NotFinite,
+    /// The workers are shutting down.
+    #[error("the model is stopping")]
+    Stopping,
+}
+
+/// A text in line, with the way back to its caller.
+#[derive(Debug)]
+pub struct Text {
+    ids: Vec<u32>,
+    reply: oneshot::Sender<Result<Vec<f32>, Error>>,
+}
+
+#[derive(Debug)]
+struct Line {
+    batcher: Batcher<Text>,
+    idle: usize,
+    closed: bool,
+}
+
+/// What a finished batch was like; for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Number of texts.
+    pub texts: usize,
+    /// Number of tokens in them.
+    pub tokens: usize,
+    /// Why it had this size.
+    pub why: Why,
+    /// How long the forward took.
+    pub took: Duration,
+}
+
+/// The line of waiting texts before a model's workers.
+#[derive(Debug)]
+pub struct Queue {
+    line: Mutex<Line>,
+    wake: Condvar,
+    next_request: AtomicU64,
+}
+
+impl Queue {
+    /// An empty line.
+    pub fn new(policy: Policy) -> Arc<Self> {
+        Arc::new(Self {
+            line: Mutex::new(Line { batcher: Batcher::new(policy), idle: 0, closed: false }),
+            wake: Condvar::new(),
+            next_request: AtomicU64::new(0),
+        })
+    }
+
+    // A panic while the lock is held cannot leave the line half-changed: the
+    // batcher is pure, and forwards run outside of it.
+    fn lock(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts texts in line together, so that workers see all of them at once.
+    /// Returns the request's number, for [`Queue::cancel`], and a receiver a text.
+    pub fn submit(
+        &self,
+        texts: impl IntoIterator<Item = Vec<u32>>,
+    ) -> Result<(u64, Vec<oneshot::Receiver<Result<Vec<f32>, Error>>>), Error> {
+        let request = self.next_request.fetch_add(1, Ordering::Relaxed);
+        let mut line = self.lock();
+        if line.closed {
+            return Err(Error::Stopping);
+        }
+        let receivers = texts
+            .into_iter()
+            .map(|ids| {
+                let (reply, receiver) = oneshot::channel();
+                line.batcher.push(Job { request, tokens: ids.len(), payload: Text { ids, reply } });
+                receiver
+            })
+            .collect();
+        drop(line);
+        self.wake.notify_all();
+        Ok((request, receivers))
+    }
+
+    /// Takes the texts of a request out of the line; those in a forward stay there.
+    pub fn cancel(&self, request: u64) {
+        self.lock().batcher.cancel(request);
+    }
+
+    /// (texts, tokens) in line.
+    pub fn waiting(&self) -> (usize, usize) {
+        let line = self.lock();
+        (line.batcher.len(), line.batcher.tokens())
+    }
+
+    /// Takes no new texts; the workers end when the line is empty.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.wake.notify_all();
+    }
+
+    /// Waits for a batch; `None` when the line is closed and empty.
+    fn take(&self) -> Option<Batch<Text>> {
+        let mut line = self.lock();
+        line.idle += 1;
+        loop {
+            let idle = line.idle;
+            if let Some(batch) = line.batcher.next(idle) {
+                line.idle -= 1;
+                return Some(batch);
+            }
+            if line.closed {
+                line.idle -= 1;
+                return None;
+            }
+            line = self.wake.wait(line).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// When each worker's forward began, in nanoseconds since `epoch` plus one.
+#[derive(Debug)]
+pub struct Heartbeats {
+    epoch: Instant,
+    begun: Vec<AtomicU64>,
+}
+
+const IDLE: u64 = 0;
+const DEAD: u64 = u64::MAX;
+
+impl Heartbeats {
+    fn new(workers: usize) -> Arc<Self> {
+        let begun = (0..workers).map(|_| AtomicU64::new(IDLE)).collect();
+        Arc::new(Self { epoch: Instant::now(), begun })
+    }
+
+    fn set(&self, worker: usize, value: u64) {
+        if let Some(begun) = self.begun.get(worker) {
+            begun.store(value, Ordering::Relaxed);
+        }
+    }
+
+    fn begin(&self, worker: usize) {
+        let since = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(DEAD - 2);
+        self.set(worker, since + 1);
+    }
+
+    /// What is wrong with a worker at `now`, if something is.
+    pub fn stuck(&self, now: Instant, deadline: Duration) -> Option<String> {
+        self.begun.iter().enumerate().find_map(|(worker, begun)| match begun.load(Ordering::Relaxed) {
+            IDLE => None,
+            DEAD => Some(format!("worker {worker} has died")),
+            begun => {
+                let age =
+                    now.saturating_duration_since(self.epoch).saturating_sub(Duration::from_nanos(begun - 1));
+                (age > deadline).then(|| {
+                    format!(
+                        "a forward on worker {worker} has been running for {} s; the deadline is {} s",
+                        age.as_secs(),
+                        deadline.as_secs()
+                    )
+                })
+            }
+        })
+    }
+}
+
+/// A model's worker threads.
+#[derive(Debug)]
+pub struct Workers {
+    threads: Vec<JoinHandle<()>>,
+    heartbeats: Arc<Heartbeats>,
+}
+
+/// How worker threads compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Threads {
+    /// Worker threads a model; each runs its own forward.
+    pub workers: usize,
+    /// Threads that one operator of a forward may use.
+    pub per_worker: usize,
+}
+
+/// Called after each batch.
+pub type OnBatch = Arc<dyn Fn(Report) + Send + Sync>;
+
+impl Workers {
+    /// Starts the threads that embed what is in line before `model`.
+    pub fn start(
+        name: &str,
+        model: Box<dyn Model>,
+        dimensions: usize,
+        queue: &Arc<Queue>,
+        threads: Threads,
+        on_batch: &OnBatch,
+    ) -> Result<Self, model::Error> {
+        let workers = threads.workers.max(1);
+        let mut models = Vec::with_capacity(workers);
+        for _ in 1..workers {
+            models.push(model.share()?);
+        }
+        models.push(model);
+        let heartbeats = Heartbeats::new(workers);
+        let threads = models
+            .into_iter()
+            .enumerate()
+            .map(|(worker, model)| {
+                let mut thread = Worker {
+                    worker,
+                    model,
+                    dimensions,
+                    queue: Arc::clone(queue),
+                    heartbeats: Arc::clone(&heartbeats),
+                    on_batch: Arc::clone(on_batch),
+                };
+                std::thread::Builder::new()
+                    .name(format!("embed-{name}-{worker}"))
+                    .spawn(move || {
+                        model::set_operator_threads(threads.per_worker.max(1));
+                        if let Err(error) = model::enter_inference_mode() {
+                            tracing::warn!(%error, "forwards keep autograd's bookkeeping");
+                        }
+                        thread.run();
+                    })
+                    .map_err(|error| {
+                        model::Error::Unavailable(format!("cannot start a worker thread: {error}"))
+                    })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { threads, heartbeats })
+    }
+
+    /// The watchdog's view of the threads.
+    pub fn heartbeats(&self) -> Arc<Heartbeats> {
+        Arc::clone(&self.heartbeats)
+    }
+
+    /// Waits until the threads have ended; close the queue first.
+    pub fn join(self) {
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker thread had died");
+            }
+        }
+    }
+}
+
+struct Worker {
+    worker: usize,
+    model: Box<dyn Model>,
+    dimensions: usize,
+    queue: Arc<Queue>,
+    heartbeats: Arc<Heartbeats>,
+    on_batch: OnBatch,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Forwards do not unwind out of `embed`: a thread that does has a bug.
+        if std::thread::panicking() {
+            self.heartbeats.set(self.worker, DEAD);
+        }
+    }
+}
+
+impl Worker {
+    fn run(&mut self) {
+        while let Some(mut batch) = self.queue.take() {
+            batch.jobs.retain(|job| !job.payload.reply.is_closed());
+            if batch.jobs.is_empty() {
+                continue;
+            }
+            let begun = Instant::now();
+            let texts = batch.jobs.len();
+            let tokens = batch.jobs.iter().map(|job| job.tokens).sum();
+            let results = self.embed(&batch.jobs);
+            for (job, result) in batch.jobs.into_iter().zip(results) {
+                // The caller may leave at any time; then nobody wants the answer.
+                drop(job.payload.reply.send(result));
+            }
+            (self.on_batch)(Report { texts, tokens, why: batch.why, took: begun.elapsed() });
+        }
+    }
+
+    /// One result a job, in order.
+    fn embed(&mut self, jobs: &[Job<Text>]) -> Vec<Result<Vec<f32>, Error>> {
+        let batch: TokenBatch = jobs.iter().map(|job| job.payload.ids.as_slice()).collect();
+        match self.forward(&batch) {
+            Ok(values) => values.chunks_exact(self.dimensions).map(finite).collect(),
+            Err(error) if jobs.len() == 1 => {
+                tracing::error!(%error, tokens = batch.tokens(), "a forward failed");
+                vec![Err(Error::Failed(error))]
+            }
+            Err(error) => {
+                tracing::warn!(%error, texts = jobs.len(), "a batch failed; trying its texts one by one");
+                jobs.iter().flat_map(|job| self.embed(std::slice::from_ref(job))).collect()
+            }
+        }
+    }
+
+    fn forward(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, String> {
+        self.heartbeats.begin(self.worker);
+        // The model's state is its weights, which a forward only reads.
+        let result = catch_unwind(AssertUnwindSafe(|| self.model.embed(batch)));
+        self.heartbeats.set(self.worker, IDLE);
+        let values = match result {
+            Ok(Ok(values)) => values,
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(panic) => {
+                let text = panic
+                    .downcast_ref::<String>()
+                    .map(String::as_str)
+                    .or_else(|| panic.downcast_ref::<&str>().copied());
+                return Err(format!(
+                    "panic: {}",
+                    text.unwrap_or("(no message)").lines().next().unwrap_or_default()
+                ));
+            }
+        };
+        if values.len() == batch.len() * self.dimensions {
+            Ok(values)
+        } else {
+            Err(format!(
+                "{} values for {} texts of {} dimensions",
+                values.len(),
+                batch.len(),
+                self.dimensions
+            ))
+        }
+    }
+}
+
+fn finite(vector: &[f32]) -> Result<Vec<f32>, Error> {
+    if vector.iter().all(|value| value.is_finite()) { Ok(vector.to_vec()) } else { Err(Error::NotFinite) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::model::fake::{FAILS, Fake, IS_NAN, PANICS};
+
+    const POLICY: Policy = Policy { max_tokens: 1000, padded: false, min_share: 16 };
+    const ONE: Threads = Threads { workers: 1, per_worker: 1 };
+
+    fn start(fake: &Fake, queue: &Arc<Queue>, threads: Threads) -> Workers {
+        Workers::start("fake", Box::new(fake.clone()), 8, queue, threads, &(Arc::new(|_| {}) as OnBatch))
+            .unwrap()
+    }
+
+    fn stop(queue: &Queue, workers: Workers) {
+        queue.close();
+        workers.join();
+    }
+
+    #[test]
+    fn one_bad_text_harms_no_other_in_its_batch() {
+        let fake = Fake::new(8);
+        let queue = Queue::new(POLICY);
+        let (_, receivers) =
+            queue.submit([vec![1, 2], vec![FAILS], vec![3], vec![PANICS], vec![IS_NAN, 5]]).unwrap();
+        let workers = start(&fake, &queue, ONE);
+        let results: Vec<_> = receivers.into_iter().map(|r| r.blocking_recv().unwrap()).collect();
+        assert_eq!(
+            results,
+            [
+                Ok(fake.vector(&[1, 2])),
+                Err(Error::Failed("a fake failure".into())),
+                Ok(fake.vector(&[3])),
+                Err(Error::Failed("panic: a fake panic".into())),
+                Err(Error::NotFinite),
+            ]
+        );
+        assert_eq!(workers.heartbeats().stuck(Instant::now(), Duration::from_secs(5)), None);
+        stop(&queue, workers);
+    }
+
+    #[test]
+    fn texts_that_wait_together_are_embedded_together() {
+        let fake = Fake::new(8);
+        let queue = Queue::new(POLICY);
+        let requests: Vec<_> = (0..10).map(|id| queue.submit([vec![id]]).unwrap().1).collect();
+        let workers = start(&fake, &queue, ONE);
+        for (id, receivers) in requests.into_iter().enumerate() {
+            for receiver in receivers {
+                assert_eq!(receiver.blocking_recv().unwrap(), Ok(fake.vector(&[id as i64])));
+            }
+        }
+        assert_eq!(fake.batches().load(Ordering::Relaxed), 1);
+        stop(&queue, workers);
+    }
+
+    #[test]
+    fn a_cancelled_request_costs_no_forward() {
+        let fake = Fake::new(8);
+        let queue = Queue::new(POLICY);
+        let (request, receivers) = queue.submit([vec![1], vec![2]]).unwrap();
+        drop(receivers);
+        queue.cancel(request);
+        assert_eq!(queue.waiting(), (0, 0));
+        let workers = start(&fake, &queue, ONE);
+        stop(&queue, workers);
+        assert_eq!(fake.batches().load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn closing_answers_what_is_in_line_and_takes_nothing_new() {
+        let fake = Fake::new(8);
+        let queue = Queue::new(POLICY);
+        let (_, receivers) = queue.submit((0..50).map(|id| vec![id; 100])).unwrap();
+        queue.close();
+        assert_eq!(queue.submit([vec![1]]).unwrap_err(), Error::Stopping);
+        let workers = start(&fake, &queue, Threads { workers: 3, per_worker: 1 });
+        workers.join();
+        for receiver in receivers {
+            assert!(receiver.blocking_recv().unwrap().is_ok());
+        }
+        assert!(fake.batches().load(Ordering::Relaxed) >= 5);
+    }
+
+    #[test]
+    fn a_forward_past_its_deadline_is_stuck_and_an_idle_or_waiting_worker_is_not() {
+        let heartbeats = Heartbeats::new(2);
+        let start = heartbeats.epoch;
+        let deadline = Duration::from_secs(10);
+        assert_eq!(heartbeats.stuck(start + Duration::from_secs(3600), deadline), None);
+        heartbeats.set(1, 1);
+        assert_eq!(heartbeats.stuck(start + Duration::from_secs(10), deadline), None);
+        assert_eq!(
+            heartbeats.stuck(start + Duration::from_secs(11), deadline).unwrap(),
+            "a forward on worker 1 has been running for 11 s; the deadline is 10 s"
+        );
+        heartbeats.set(0, DEAD);
+        assert_eq!(heartbeats.stuck(start, deadline).unwrap(), "worker 0 has died");
+    }
+}

@@ -1,5 +1,33 @@
 //! Text embeddings over HTTP from Hugging Face models.
+//!
+//! A request flows from left to right, and shutdown is the same line closing from
+//! the left:
+//!
+//! ```text
+//! accept ─▶ http ─▶ embedder ─▶ tokenize ═ queue ═▶ batcher ─▶ worker ─▶ model
+//!           JSON    admission   ids                 policy     threads   tensors
+//! ```
+//!
+//! - [`config`] reads flags and environment, nothing else does.
+//! - [`serve`] is the life of the server, [`models`] what is served and where each
+//!   model is: loading, ready, failed.
+//! - [`fetch`] opens the only outbound connections.
+//! - [`batcher`] is pure; wire types stay in [`http`], tensors in [`model`].
+//!
+//! The reasons are in `docs/architecture.md`.
+
+pub mod accept;
 pub mod batcher;
+pub mod config;
+pub mod embedder;
+pub mod fetch;
+pub mod fetch_command;
+pub mod http;
+pub mod metrics;
 pub mod model;
+pub mod models;
+pub mod serve;
+pub mod shutdown;
+pub mod telemetry;
 pub mod tokenize;
 pub mod worker;

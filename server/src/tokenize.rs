@@ -40,6 +40,12 @@ pub struct Tokens {
     pub truncated: bool,
 }
 
+/// Text → tokens. The one real implementation is [`Tokenizer`]; tests have another.
+pub trait Encode: std::fmt::Debug + Send + Sync {
+    /// The tokens of `text`.
+    fn encode(&self, text: &str) -> Result<Tokens, Error>;
+}
+
 /// A model's tokenizer.
 #[derive(Debug)]
 pub struct Tokenizer {
@@ -98,9 +104,11 @@ impl Tokenizer {
         }
         Ok(tokenizer)
     }
+}
 
+impl Encode for Tokenizer {
     /// The tokens of `text`, with the model's default prompt before it.
-    pub fn encode(&self, text: &str) -> Result<Tokens, Error> {
+    fn encode(&self, text: &str) -> Result<Tokens, Error> {
         let prompted;
         let text = if self.prompt.is_empty() {
             text
@@ -139,7 +147,7 @@ impl Pool {
     }
 
     /// Tokenises `texts` in parallel; results are in their order.
-    pub async fn encode(&self, tokenizer: Arc<Tokenizer>, texts: Vec<String>) -> Result<Vec<Tokens>, Error> {
+    pub async fn encode(&self, tokenizer: Arc<dyn Encode>, texts: Vec<String>) -> Result<Vec<Tokens>, Error> {
         let (send, receive) = tokio::sync::oneshot::channel();
         self.0.spawn(move || {
             // A caller who has left before its turn costs nothing.

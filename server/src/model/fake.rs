@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::{Error, Model, TokenBatch};
+use crate::tokenize::{self, Encode, Tokens};
 
 /// A text with this id makes the forward fail.
 pub const FAILS: u32 = 900_001;
@@ -14,6 +15,30 @@ pub const FAILS: u32 = 900_001;
 pub const PANICS: u32 = 900_002;
 /// A text with this id gets NaN in its vector.
 pub const IS_NAN: u32 = 900_003;
+
+/// A tokenizer for [`Fake`]: a token a word; `!fail`, `!panic` and `!nan` are the
+/// special ids; a text is cut at `max_tokens`.
+#[derive(Clone, Copy, Debug)]
+pub struct Words {
+    /// The longest input in tokens.
+    pub max_tokens: usize,
+}
+
+impl Encode for Words {
+    fn encode(&self, text: &str) -> Result<Tokens, tokenize::Error> {
+        let id = |word: &str| match word {
+            "!fail" => FAILS,
+            "!panic" => PANICS,
+            "!nan" => IS_NAN,
+            _ => word.bytes().fold(7, |id: u32, byte| (id * 31 + u32::from(byte)) % 800_000) + 1,
+        };
+        let mut ids = vec![0];
+        ids.extend(text.split_whitespace().map(id));
+        let truncated = ids.len() > self.max_tokens;
+        ids.truncate(self.max_tokens);
+        Ok(Tokens { ids, truncated })
+    }
+}
 
 /// See the module.
 #[derive(Clone, Debug)]

@@ -1,0 +1,655 @@
+//! Flags and environment → what the program needs. The only reader of either.
+//!
+//! What was typed is one set of structs ([`Cli`] and its parts), what the program
+//! needs another ([`Serve`], [`Fetch`]); between them everything is checked.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use axum::http::HeaderValue;
+use clap::builder::FalseyValueParser;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
+use url::Url;
+
+use crate::embedder::Limits;
+use crate::fetch::{Cache, Hub, Manifest, ProxySettings, Source, Token};
+use crate::http;
+use crate::model::{DeviceChoice, Dtype, Implementation, Preference};
+use crate::models::{self, Origin, Spec};
+use crate::worker::Threads;
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A value of an option.
+    #[error("--{option} {value}: {problem}")]
+    Option {
+        /// The option's name.
+        option: &'static str,
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The model cache has no place.
+    #[error("no home directory to keep models in: set --cache-dir or RUSTBERT_CACHE")]
+    NoCache,
+    /// The manifest.
+    #[error("--manifest {path}")]
+    Manifest {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: crate::fetch::Error,
+    },
+}
+
+fn bad(option: &'static str, value: impl ToString, problem: impl ToString) -> Error {
+    Error::Option { option, value: value.to_string(), problem: problem.to_string() }
+}
+
+/// Text embeddings over HTTP from Hugging Face models.
+#[derive(Debug, Parser)]
+#[command(
+    name = "embedding-server",
+    version,
+    after_help = "Without a subcommand, the server is started: `embedding-server --port 8080` is \
+                  `embedding-server serve --port 8080`."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve models over HTTP (the default).
+    Serve(Box<ServeArgs>),
+    /// Fetch a model from a Hugging Face hub into the cache, and print a summary as JSON.
+    Fetch(Box<FetchArgs>),
+}
+
+impl Cli {
+    /// Parses a command line; where it names no subcommand, `serve` is meant.
+    pub fn parse_with_default(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Self {
+        let mut arguments: Vec<_> = arguments.into_iter().collect();
+        let first = arguments.get(1).map(|argument| argument.to_string_lossy().into_owned());
+        let is_flag = first.as_deref().is_none_or(|first| first.starts_with('-'));
+        if is_flag && !matches!(first.as_deref(), Some("-h" | "--help" | "-V" | "--version")) {
+            arguments.insert(arguments.len().min(1), "serve".into());
+        }
+        Self::parse_from(arguments)
+    }
+}
+
+/// Where the model cache is and how a hub is reached.
+#[derive(Debug, Args)]
+pub struct HubArgs {
+    /// Where fetched models are kept [default: ~/.cache/.rustbert]
+    #[arg(long, env = "RUSTBERT_CACHE", value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// The hub to fetch from.
+    #[arg(long, env = "HF_ENDPOINT", value_name = "URL", default_value = "https://huggingface.co")]
+    pub hf_endpoint: String,
+    /// An access token for private and gated repositories; better given by its variable,
+    /// because command lines can be read by others. It is sent to the hub and to nobody else.
+    #[arg(long, env = "HF_TOKEN", value_name = "TOKEN", hide_env_values = true, value_parser = token)]
+    pub hf_token: Option<Token>,
+    /// Never connect to a hub: use what is in the cache.
+    #[arg(long, env = "HF_HUB_OFFLINE", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
+    pub offline: bool,
+    /// A proxy for https:// (lower-case https_proxy counts too).
+    #[arg(long, env = "HTTPS_PROXY", value_name = "URL", hide_env_values = true)]
+    pub https_proxy: Option<String>,
+    /// A proxy for http:// (lower-case http_proxy counts too).
+    #[arg(long, env = "HTTP_PROXY", value_name = "URL", hide_env_values = true)]
+    pub http_proxy: Option<String>,
+    /// Hosts that are reached without the proxy (lower-case no_proxy counts too).
+    #[arg(long, env = "NO_PROXY", value_name = "HOSTS")]
+    pub no_proxy: Option<String>,
+    /// A PEM file of certificate authorities to trust besides the usual ones.
+    #[arg(long, env = "EMBEDDING_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// Seconds until a connection to the hub must stand.
+    #[arg(long, env = "EMBEDDING_CONNECT_TIMEOUT", value_name = "SECONDS", default_value_t = 10,
+          value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub connect_timeout: u64,
+    /// Seconds that the hub may send nothing before the transfer is begun again where it stopped.
+    #[arg(long, env = "EMBEDDING_READ_TIMEOUT", value_name = "SECONDS", default_value_t = 30,
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub read_timeout: u64,
+    /// How often in a row a transfer is tried again without getting further.
+    #[arg(long, env = "EMBEDDING_RETRIES", value_name = "COUNT", default_value_t = 5)]
+    pub retries: u32,
+}
+
+fn token(text: &str) -> Result<Token, std::convert::Infallible> {
+    Ok(Token::new(text))
+}
+
+/// How logs are written.
+#[derive(Clone, Debug, Args)]
+pub struct LogArgs {
+    /// What is logged, to standard error: a level, or levels by module
+    /// (info,embedding_server::http=debug).
+    #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+    /// How it is logged.
+    #[arg(long, env = "EMBEDDING_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line, for machines.
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DtypeArg {
+    /// bfloat16 where the CPU computes it natively, else float32.
+    Auto,
+    /// Single precision.
+    Float32,
+    /// bfloat16 products, summed in single precision.
+    Bfloat16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ImplementationArg {
+    /// The fastest that can serve the model.
+    Auto,
+    /// Our padding-free forward.
+    Packed,
+    /// rust-bert's model.
+    #[value(name = "rust_bert")]
+    RustBert,
+}
+
+/// Options of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// A model to serve: `[NAME=]DIRECTORY` or `[NAME=]REPOSITORY[@REVISION]`. A directory begins with
+    /// `/`, `.` or `~`; anything else is a repository of the hub, fetched into the cache when it is not
+    /// there. Without NAME, the last part in lower case is the name. Repeatable; in the variable,
+    /// separated by commas. [default: all-minilm-l6-v2=sentence-transformers/all-MiniLM-L6-v2 at a fixed
+    /// commit]
+    #[arg(long = "model", env = "EMBEDDING_MODEL", value_name = "MODEL", value_delimiter = ',')]
+    models: Vec<String>,
+    /// The address to listen on.
+    #[arg(long, env = "EMBEDDING_HOST", default_value = "0.0.0.0", help_heading = "HTTP")]
+    host: String,
+    /// The port to listen on; 0 lets the system choose one, which the log tells.
+    #[arg(long, env = "PORT", default_value_t = 9000, help_heading = "HTTP")]
+    port: u16,
+    /// Where to compute: auto, cpu, cuda or cuda:N.
+    #[arg(long, env = "EMBEDDING_DEVICE", default_value = "auto", help_heading = "Computing")]
+    device: DeviceChoice,
+    /// In which number format to compute.
+    #[arg(long, env = "EMBEDDING_DTYPE", value_enum, default_value_t = DtypeArg::Auto, help_heading = "Computing")]
+    dtype: DtypeArg,
+    /// Which implementation of the model computes.
+    #[arg(long, env = "EMBEDDING_IMPLEMENTATION", value_enum, default_value_t = ImplementationArg::Auto,
+          help_heading = "Computing")]
+    implementation: ImplementationArg,
+    /// Forwards that run at once for each model; 0: as many as the CPU limit allows.
+    #[arg(long, env = "EMBEDDING_WORKERS", default_value_t = 0, help_heading = "Computing",
+          value_parser = clap::value_parser!(u16).range(0..=1024))]
+    workers: u16,
+    /// Threads of one forward; 0: the CPU limit divided by the workers.
+    #[arg(long, env = "EMBEDDING_THREADS_PER_WORKER", default_value_t = 0, help_heading = "Computing",
+          value_parser = clap::value_parser!(u16).range(0..=1024))]
+    threads_per_worker: u16,
+    /// The most tokens in one forward.
+    #[arg(long, env = "EMBEDDING_MAX_BATCH_TOKENS", default_value_t = 1024, help_heading = "Limits",
+          value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    max_batch_tokens: u32,
+    /// The most texts in one request; more are refused with 413.
+    #[arg(long, env = "EMBEDDING_MAX_TEXTS", default_value_t = 10_000, help_heading = "Limits",
+          value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    max_texts: u32,
+    /// The most texts of all requests under way, for each model; what is over it is refused with 429.
+    #[arg(long, env = "EMBEDDING_MAX_WAITING_TEXTS", default_value_t = 20_000, help_heading = "Limits",
+          value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    max_waiting_texts: u32,
+    /// The largest request body in bytes; larger ones are refused with 413.
+    #[arg(long, env = "EMBEDDING_MAX_BODY_BYTES", default_value_t = 32 << 20, help_heading = "Limits",
+          value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    max_body_bytes: u64,
+    /// The most connections at once; further ones wait to be accepted.
+    #[arg(long, env = "EMBEDDING_MAX_CONNECTIONS", default_value_t = 8192, help_heading = "Limits",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_connections: u32,
+    /// Seconds that a request may take in all.
+    #[arg(long, env = "EMBEDDING_REQUEST_TIMEOUT", value_name = "SECONDS", default_value_t = 300,
+          help_heading = "Limits", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    request_timeout: u64,
+    /// Seconds in which the head of a request must arrive.
+    #[arg(long, env = "EMBEDDING_HEADER_TIMEOUT", value_name = "SECONDS", default_value_t = 30,
+          help_heading = "Limits", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    header_timeout: u64,
+    /// Seconds that one forward may take before /livez fails.
+    #[arg(long, env = "EMBEDDING_FORWARD_DEADLINE", value_name = "SECONDS", default_value_t = 120,
+          help_heading = "Limits", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    forward_deadline: u64,
+    /// Seconds that requests under way get to finish when the server is told to stop.
+    #[arg(long, env = "EMBEDDING_SHUTDOWN_TIMEOUT", value_name = "SECONDS", default_value_t = 25,
+          help_heading = "Limits", value_parser = clap::value_parser!(u64).range(0..=3600))]
+    shutdown_timeout: u64,
+    /// Origins from which browsers may call, separated by commas; * is any.
+    #[arg(
+        long,
+        env = "EMBEDDING_CORS_ORIGINS",
+        value_name = "ORIGINS",
+        value_delimiter = ',',
+        default_value = "*",
+        help_heading = "HTTP"
+    )]
+    cors_origins: Vec<String>,
+    #[command(flatten, next_help_heading = "Hub")]
+    hub: HubArgs,
+    /// How logs are written.
+    #[command(flatten, next_help_heading = "Logging")]
+    pub logging: LogArgs,
+}
+
+/// Options of `fetch`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 the model is in the cache; 69 the hub cannot be reached; 1 anything else."
+)]
+pub struct FetchArgs {
+    /// The repository, and the commit, tag or branch [default: the default model at its fixed commit;
+    /// REVISION's default: main]
+    #[arg(value_name = "REPOSITORY[@REVISION]")]
+    model: Option<String>,
+    /// A JSON file that lists the sha256 of every file: {"files": {"model.safetensors": "…"}}.
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+    /// Take the files from a directory instead of a hub; it needs a manifest and a full commit.
+    #[arg(long, value_name = "DIR")]
+    from: Option<PathBuf>,
+    #[command(flatten, next_help_heading = "Hub")]
+    hub: HubArgs,
+    /// How logs are written.
+    #[command(flatten, next_help_heading = "Logging")]
+    pub logging: LogArgs,
+}
+
+/// What `serve` needs.
+#[derive(Debug)]
+pub struct Serve {
+    /// The address to listen on.
+    pub host: String,
+    /// The port to listen on.
+    pub port: u16,
+    /// The models to serve.
+    pub models: Vec<Spec>,
+    /// How they are computed and how much they take on.
+    pub settings: models::Settings,
+    /// What the HTTP surface allows.
+    pub http: http::Settings,
+    /// The most connections at once.
+    pub max_connections: usize,
+    /// How long the head of a request may take.
+    pub header_timeout: Duration,
+    /// How long requests under way get when the server stops.
+    pub shutdown_timeout: Duration,
+    /// Threads for everything that is not a forward: the container's CPU limit.
+    pub cpus: usize,
+    /// Where models come from.
+    pub sources: Sources,
+}
+
+/// What `fetch` needs.
+#[derive(Debug)]
+pub struct Fetch {
+    /// What to fetch.
+    pub source: Source,
+    /// Hashes to verify by.
+    pub manifest: Option<Manifest>,
+    /// A directory to take the files from.
+    pub from: Option<PathBuf>,
+    /// Where models come from.
+    pub sources: Sources,
+}
+
+/// Where models come from.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// Where fetched models are kept.
+    pub cache: Cache,
+    /// The hub; `None` when it must not be asked.
+    pub hub: Option<Hub>,
+}
+
+/// The model that is served when none is named, with the hashes of its files.
+#[derive(Debug, Deserialize)]
+pub struct DefaultModel {
+    name: String,
+    repo: String,
+    revision: String,
+}
+
+const DEFAULT_MODEL: &str = include_str!("../default-model.json");
+
+impl DefaultModel {
+    fn get() -> Self {
+        serde_json::from_str(DEFAULT_MODEL).expect("the file is part of the program, and a test reads it")
+    }
+
+    fn source(&self) -> Source {
+        source("model", &format!("{}@{}", self.repo, self.revision)).expect("a test reads it")
+    }
+
+    /// The manifest of the default model, if `source` is that.
+    pub fn manifest(source: &Source) -> Option<Manifest> {
+        (*source == Self::get().source()).then(|| Manifest::from_str(DEFAULT_MODEL).expect("a test reads it"))
+    }
+}
+
+fn source(option: &'static str, text: &str) -> Result<Source, Error> {
+    let (repo, revision) = text.split_once('@').unwrap_or((text, "main"));
+    let repo = repo.parse().map_err(|error| bad(option, text, error))?;
+    Source::new(repo, revision).map_err(|error| bad(option, text, error))
+}
+
+/// Parses one `--model`. `home` stands for `~`.
+fn spec(text: &str, home: Option<&Path>) -> Result<Spec, Error> {
+    // A directory may have '=' in its name; a model's name begins with no '/', '.' or '~'.
+    let is_directory = |text: &str| text.starts_with(['/', '.', '~']);
+    let (name, place) = match text.split_once('=') {
+        Some((name, place)) if !is_directory(text) => (Some(name), place),
+        _ => (None, text),
+    };
+    let origin = if is_directory(place) {
+        let path = match (place.strip_prefix("~/"), home) {
+            (Some(rest), Some(home)) => home.join(rest),
+            _ => PathBuf::from(place),
+        };
+        Origin::Directory(path)
+    } else {
+        if Path::new(place).is_dir() {
+            tracing::warn!(
+                "--model {text} is taken for a repository; for the directory of that name, write ./{place}"
+            );
+        }
+        Origin::Repository(source("model", place)?)
+    };
+    let name = match (name, &origin) {
+        (Some(name), _) => name.to_owned(),
+        (None, Origin::Directory(path)) => {
+            path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default()
+        }
+        (None, Origin::Repository(source)) => {
+            source.repo.as_str().rsplit('/').next().unwrap_or_default().to_lowercase()
+        }
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:".contains(c);
+    if name.is_empty() || name.len() > 128 || !name.chars().all(plain) {
+        return Err(bad(
+            "model",
+            text,
+            format!("the name \"{name}\" must be 1 to 128 of a-z, A-Z, 0-9 and -_./: (write NAME={place})"),
+        ));
+    }
+    Ok(Spec { name, origin })
+}
+
+impl HubArgs {
+    fn resolve(self) -> Result<Sources, Error> {
+        let root = self
+            .cache_dir
+            .or_else(|| std::env::home_dir().map(|home| home.join(".cache/.rustbert")))
+            .ok_or(Error::NoCache)?;
+        let endpoint: Url = self
+            .hf_endpoint
+            .parse()
+            .map_err(|error| bad("hf-endpoint", &self.hf_endpoint, format!("not a URL: {error}")))?;
+        // clap knows one variable for each flag; the lower-case ones are as common.
+        let lower = |value: Option<String>, name: &str| value.or_else(|| std::env::var(name).ok());
+        let proxy = ProxySettings {
+            https: lower(self.https_proxy, "https_proxy").filter(|value| !value.is_empty()),
+            http: lower(self.http_proxy, "http_proxy").filter(|value| !value.is_empty()),
+            no_proxy: lower(self.no_proxy, "no_proxy").filter(|value| !value.is_empty()),
+        };
+        let hub = Hub {
+            token: self.hf_token,
+            proxy,
+            ca_file: self.ca_file,
+            connect_timeout: Duration::from_secs(self.connect_timeout),
+            read_timeout: Duration::from_secs(self.read_timeout),
+            retries: self.retries,
+            ..Hub::new(endpoint)
+        };
+        Ok(Sources { cache: Cache::new(root), hub: (!self.offline).then_some(hub) })
+    }
+}
+
+/// How many threads compute, on `cpus` CPUs; zeros are for us to choose.
+///
+/// Many forwards of one thread each do more than one forward of many threads:
+/// 8 to 16 % on two cores (docs/benchmarks.md).
+fn threads(workers: usize, per_worker: usize, cpus: usize) -> Threads {
+    match (workers, per_worker) {
+        (0, 0) => Threads { workers: cpus, per_worker: 1 },
+        (0, per_worker) => Threads { workers: (cpus / per_worker).max(1), per_worker },
+        (workers, 0) => Threads { workers, per_worker: (cpus / workers).max(1) },
+        (workers, per_worker) => Threads { workers, per_worker },
+    }
+}
+
+impl ServeArgs {
+    /// Checks everything that can be checked without I/O.
+    pub fn resolve(self) -> Result<Serve, Error> {
+        let home = std::env::home_dir();
+        let models = if self.models.is_empty() {
+            let default = DefaultModel::get();
+            vec![Spec { origin: Origin::Repository(default.source()), name: default.name }]
+        } else {
+            self.models.iter().map(|text| spec(text, home.as_deref())).collect::<Result<_, _>>()?
+        };
+        let mut names = BTreeSet::new();
+        for model in &models {
+            if !names.insert(&model.name) {
+                return Err(bad("model", &model.name, "two models have this name; give one of them another"));
+            }
+        }
+        let cors_origins = if self.cors_origins.iter().any(|origin| origin == "*") {
+            Vec::new()
+        } else {
+            self.cors_origins
+                .iter()
+                .map(|origin| {
+                    let url =
+                        Url::parse(origin).ok().filter(|url| url.origin().ascii_serialization() == *origin);
+                    url.and_then(|_| HeaderValue::from_str(origin).ok()).ok_or_else(|| {
+                        bad("cors-origins", origin, "not an origin (https://example.com, without a path)")
+                    })
+                })
+                .collect::<Result<_, _>>()?
+        };
+        // Follows the container's CPU limit (cgroup quota) and the thread's affinity.
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Serve {
+            host: self.host,
+            port: self.port,
+            models,
+            settings: models::Settings {
+                preference: Preference {
+                    implementation: match self.implementation {
+                        ImplementationArg::Auto => None,
+                        ImplementationArg::Packed => Some(Implementation::Packed),
+                        ImplementationArg::RustBert => Some(Implementation::RustBert),
+                    },
+                    dtype: match self.dtype {
+                        DtypeArg::Auto => None,
+                        DtypeArg::Float32 => Some(Dtype::Float32),
+                        DtypeArg::Bfloat16 => Some(Dtype::BFloat16),
+                    },
+                    device: self.device,
+                },
+                threads: threads(self.workers.into(), self.threads_per_worker.into(), cpus),
+                max_batch_tokens: self.max_batch_tokens as usize,
+                limits: Limits {
+                    max_texts: self.max_texts as usize,
+                    max_waiting_texts: self.max_waiting_texts as usize,
+                },
+            },
+            http: http::Settings {
+                max_body_bytes: usize::try_from(self.max_body_bytes).unwrap_or(usize::MAX),
+                request_timeout: Duration::from_secs(self.request_timeout),
+                forward_deadline: Duration::from_secs(self.forward_deadline),
+                cors_origins,
+            },
+            max_connections: self.max_connections as usize,
+            header_timeout: Duration::from_secs(self.header_timeout),
+            shutdown_timeout: Duration::from_secs(self.shutdown_timeout),
+            cpus,
+            sources: self.hub.resolve()?,
+        })
+    }
+}
+
+impl FetchArgs {
+    /// Checks everything that can be checked without a network.
+    pub fn resolve(self) -> Result<Fetch, Error> {
+        let source = match &self.model {
+            Some(text) => source("model", text)?,
+            None => DefaultModel::get().source(),
+        };
+        let manifest = match self.manifest {
+            Some(path) => Some(Manifest::read(&path).map_err(|source| Error::Manifest { path, source })?),
+            None => DefaultModel::manifest(&source),
+        };
+        if self.from.is_some() && manifest.is_none() {
+            return Err(bad("from", "DIR", "needs --manifest FILE, so that the files can be verified"));
+        }
+        Ok(Fetch { source, manifest, from: self.from, sources: self.hub.resolve()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_option_has_a_variable() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        let serve = command.find_subcommand("serve").unwrap();
+        for argument in serve.get_arguments().filter(|argument| argument.get_id() != "help") {
+            assert!(argument.get_env().is_some(), "{} has no environment variable", argument.get_id());
+            assert!(argument.get_help().is_some(), "{} has no help", argument.get_id());
+        }
+    }
+
+    fn parse(arguments: &[&str]) -> Cli {
+        let arguments = std::iter::once("embedding-server").chain(arguments.iter().copied());
+        Cli::parse_with_default(arguments.map(Into::into))
+    }
+
+    fn serve(arguments: &[&str]) -> Result<Serve, Error> {
+        match parse(arguments).command {
+            Command::Serve(args) => args.resolve(),
+            Command::Fetch(_) => panic!("serve expected"),
+        }
+    }
+
+    #[test]
+    fn serve_is_the_default_subcommand() {
+        assert_eq!(serve(&["--port", "1"]).unwrap().port, 1);
+        assert_eq!(serve(&["serve", "--port", "2"]).unwrap().port, 2);
+        assert!(matches!(parse(&["fetch"]).command, Command::Fetch(_)));
+    }
+
+    #[test]
+    fn the_default_model_is_pinned_by_commit_and_by_every_files_hash() {
+        let config = serve(&[]).unwrap();
+        let [Spec { name, origin: Origin::Repository(source) }] = config.models.as_slice() else {
+            panic!("{:?}", config.models)
+        };
+        assert_eq!(name, "all-minilm-l6-v2");
+        assert_eq!(source.repo.as_str(), "sentence-transformers/all-MiniLM-L6-v2");
+        assert_eq!(source.commit().map(str::len), Some(40));
+        assert!(DefaultModel::manifest(source).is_some());
+        let other = super::source("model", "sentence-transformers/all-MiniLM-L6-v2@main").unwrap();
+        assert!(DefaultModel::manifest(&other).is_none());
+    }
+
+    #[test]
+    fn a_model_is_a_directory_or_a_repository_with_or_without_a_name() {
+        let repository = |text: &str| Origin::Repository(source("model", text).unwrap());
+        let directory = |text: &str| Origin::Directory(text.into());
+        for (text, name, origin) in [
+            ("/models/BGE-small", "bge-small", directory("/models/BGE-small")),
+            ("./m=1", "m=1", directory("./m=1")),
+            ("a=/models/x=y", "a", directory("/models/x=y")),
+            ("a=~/m", "a", directory("/home/me/m")),
+            ("BAAI/bge-small-en-v1.5", "bge-small-en-v1.5", repository("BAAI/bge-small-en-v1.5@main")),
+            ("org/bge=BAAI/bge-small@refs/pr/1", "org/bge", repository("BAAI/bge-small@refs/pr/1")),
+        ] {
+            let got = spec(text, Some(Path::new("/home/me")));
+            if name == "m=1" {
+                assert!(got.unwrap_err().to_string().contains("write NAME=./m=1"));
+                continue;
+            }
+            assert_eq!(got.unwrap(), Spec { name: name.into(), origin }, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (arguments, message) in [
+            (
+                vec!["--model", "a b=x/y"],
+                "--model a b=x/y: the name \"a b\" must be 1 to 128 of a-z, A-Z, 0-9 and -_./: (write NAME=x/y)",
+            ),
+            (
+                vec!["--model", "a=x/y", "--model", "a=/z"],
+                "--model a: two models have this name; give one of them another",
+            ),
+            (
+                vec!["--cors-origins", "example.com/x"],
+                "--cors-origins example.com/x: not an origin (https://example.com, without a path)",
+            ),
+            (
+                vec!["--hf-endpoint", "nowhere"],
+                "--hf-endpoint nowhere: not a URL: relative URL without a base",
+            ),
+        ] {
+            assert_eq!(serve(&arguments).unwrap_err().to_string(), message);
+        }
+    }
+
+    #[test]
+    fn threads_follow_the_cpu_limit_unless_told_otherwise() {
+        for (workers, per_worker, cpus, expected) in [
+            (0, 0, 4, (4, 1)),
+            (2, 0, 4, (2, 2)),
+            (0, 2, 4, (2, 2)),
+            (3, 5, 4, (3, 5)),
+            (9, 0, 4, (9, 1)),
+            (0, 9, 4, (1, 9)),
+        ] {
+            let threads = threads(workers, per_worker, cpus);
+            assert_eq!((threads.workers, threads.per_worker), expected, "{workers} {per_worker} {cpus}");
+        }
+    }
+
+    #[test]
+    fn the_token_is_never_shown() {
+        let cli = parse(&["--hf-token", "hf_secret"]);
+        assert!(!format!("{cli:?}").contains("hf_secret"));
+    }
+}

@@ -1,0 +1,256 @@
+//! The front door of a model: texts in, vectors out, in order.
+//!
+//! ```text
+//! embed(texts) ─ admit or Overloaded ─ tokenise ─ queue.submit ─ await each ─▶ Embedded
+//! ```
+//!
+//! A caller that goes away (its future is dropped) frees its place in line.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use crate::model::{Implementation, Plan};
+use crate::tokenize::{self, Encode, Pool};
+use crate::worker::{self, Queue, Report};
+
+/// Why texts have no vectors.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// More texts than a request may have.
+    #[error("{found} texts in one request; the limit is {limit}: split them over several requests")]
+    TooManyTexts {
+        /// How many there are.
+        found: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// Too many texts wait already.
+    #[error("too many texts are waiting; try again in {} s", retry_after.as_secs())]
+    Overloaded {
+        /// When there should be room, at the present rate.
+        retry_after: Duration,
+    },
+    /// The tokenizer failed.
+    #[error("tokenising failed")]
+    Tokenize(#[from] tokenize::Error),
+    /// The model failed on one text.
+    #[error("texts[{index}]: {source}")]
+    Text {
+        /// The text's place in the request.
+        index: usize,
+        /// What happened.
+        source: worker::Error,
+    },
+    /// The server is shutting down.
+    #[error("the server is stopping")]
+    Stopping,
+}
+
+/// The vectors of a request's texts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedded {
+    /// One vector a text, in the texts' order.
+    pub vectors: Vec<Vec<f32>>,
+    /// Tokens of all texts, special tokens included, after truncation.
+    pub tokens: usize,
+    /// Places of the texts that were cut at the model's limit.
+    pub truncated: Vec<usize>,
+}
+
+/// What a caller may want to know about a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct About {
+    /// The architecture's name.
+    pub architecture: &'static str,
+    /// How it is computed.
+    pub plan: Plan,
+    /// Length of its vectors.
+    pub dimensions: usize,
+    /// The longest input in tokens.
+    pub max_tokens: usize,
+    /// The pooling's name.
+    pub pooling: &'static str,
+    /// Where it came from: a directory, or a repository with its commit.
+    pub source: String,
+}
+
+/// How much a model takes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The most texts of one request.
+    pub max_texts: usize,
+    /// The most texts of all requests that are under way at once.
+    pub max_waiting_texts: usize,
+}
+
+/// How fast the workers are, as a moving average.
+#[derive(Debug, Default)]
+pub struct Rate {
+    // The bits of an f64, in tokens per second of one worker; 0 is "not known yet".
+    per_worker: AtomicU64,
+}
+
+impl Rate {
+    /// Takes a finished batch into account.
+    pub fn record(&self, report: &Report) {
+        let seconds = report.took.as_secs_f64();
+        if seconds <= 0.0 {
+            return;
+        }
+        let now = report.tokens as f64 / seconds;
+        let before = f64::from_bits(self.per_worker.load(Ordering::Relaxed));
+        let next = if before > 0.0 { 0.8 * before + 0.2 * now } else { now };
+        // Two workers that race lose one sample of an average.
+        self.per_worker.store(next.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Tokens per second of one worker; 0 when not known.
+    pub fn per_worker(&self) -> f64 {
+        f64::from_bits(self.per_worker.load(Ordering::Relaxed))
+    }
+}
+
+/// When a refused caller should come back: once what waits has been done, in whole
+/// seconds, between 1 and 60.
+fn retry_after(waiting_tokens: usize, tokens_per_second: f64) -> Duration {
+    let seconds =
+        if tokens_per_second > 0.0 { (waiting_tokens as f64 / tokens_per_second).ceil() } else { 1.0 };
+    Duration::from_secs(seconds.clamp(1.0, 60.0) as u64)
+}
+
+/// The front door of one model.
+#[derive(Debug)]
+pub struct Embedder {
+    about: About,
+    tokenizer: Arc<dyn Encode>,
+    pool: Arc<Pool>,
+    queue: Arc<Queue>,
+    limits: Limits,
+    places: Semaphore,
+    rate: Arc<Rate>,
+    workers: usize,
+}
+
+/// What an [`Embedder`] is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The model's description.
+    pub about: About,
+    /// Its tokenizer.
+    pub tokenizer: Arc<dyn Encode>,
+    /// The threads to tokenise on.
+    pub pool: Arc<Pool>,
+    /// The line before its workers.
+    pub queue: Arc<Queue>,
+    /// How much it takes on.
+    pub limits: Limits,
+    /// How fast its workers are.
+    pub rate: Arc<Rate>,
+    /// How many workers it has.
+    pub workers: usize,
+}
+
+/// Takes a request's texts out of line when its caller goes away.
+struct Ticket<'a> {
+    queue: &'a Queue,
+    request: Option<u64>,
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        if let Some(request) = self.request {
+            self.queue.cancel(request);
+        }
+    }
+}
+
+impl Embedder {
+    /// Puts the parts together.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { about, tokenizer, pool, queue, limits, rate, workers } = parts;
+        let places = Semaphore::new(limits.max_waiting_texts.min(Semaphore::MAX_PERMITS));
+        Self { about, tokenizer, pool, queue, limits, places, rate, workers }
+    }
+
+    /// The model's description.
+    pub const fn about(&self) -> &About {
+        &self.about
+    }
+
+    /// (texts, tokens) in line before the workers.
+    pub fn waiting(&self) -> (usize, usize) {
+        self.queue.waiting()
+    }
+
+    /// Takes no new texts; what is in line is still embedded.
+    pub fn close(&self) {
+        self.queue.close();
+    }
+
+    /// The vectors of `texts`, in order; all of them or an error.
+    pub async fn embed(&self, texts: Vec<String>) -> Result<Embedded, Error> {
+        let count = texts.len();
+        let limit = self.limits.max_texts.min(self.limits.max_waiting_texts);
+        if count > limit {
+            return Err(Error::TooManyTexts { found: count, limit });
+        }
+        let places = u32::try_from(count).unwrap_or(u32::MAX);
+        let _places = self.places.try_acquire_many(places).map_err(|_| Error::Overloaded {
+            retry_after: retry_after(self.queue.waiting().1, self.rate.per_worker() * self.workers as f64),
+        })?;
+        let tokens = self.pool.encode(Arc::clone(&self.tokenizer), texts).await?;
+        let total = tokens.iter().map(|text| text.ids.len()).sum();
+        let truncated =
+            tokens.iter().enumerate().filter(|(_, text)| text.truncated).map(|(index, _)| index).collect();
+        let (request, receivers) =
+            self.queue.submit(tokens.into_iter().map(|text| text.ids)).map_err(|_| Error::Stopping)?;
+        let mut ticket = Ticket { queue: &self.queue, request: Some(request) };
+        let mut vectors = Vec::with_capacity(count);
+        for (index, receiver) in receivers.into_iter().enumerate() {
+            let vector = receiver
+                .await
+                .unwrap_or_else(|_| Err(worker::Error::Failed("its worker thread has died".into())))
+                .map_err(|source| Error::Text { index, source })?;
+            vectors.push(vector);
+        }
+        ticket.request = None;
+        Ok(Embedded { vectors, tokens: total, truncated })
+    }
+
+    /// Whether its vectors come from the stand-in of the tests.
+    pub fn is_fake(&self) -> bool {
+        self.about.plan.implementation == Implementation::Fake
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batcher::Why;
+
+    #[test]
+    fn a_refused_caller_is_told_when_there_should_be_room() {
+        for (tokens, rate, seconds) in
+            [(0, 0.0, 1), (0, 100.0, 1), (1000, 100.0, 10), (1001, 100.0, 11), (1_000_000, 1.0, 60)]
+        {
+            assert_eq!(retry_after(tokens, rate), Duration::from_secs(seconds), "{tokens} at {rate}/s");
+        }
+    }
+
+    #[test]
+    fn the_rate_is_a_moving_average_that_starts_with_the_first_batch() {
+        let rate = Rate::default();
+        let batch =
+            |tokens, took| Report { texts: 1, tokens, why: Why::Drained, took: Duration::from_millis(took) };
+        assert!(rate.per_worker().abs() < 1e-9);
+        rate.record(&batch(100, 1000));
+        assert!((rate.per_worker() - 100.0).abs() < 1e-9);
+        rate.record(&batch(200, 1000));
+        assert!((rate.per_worker() - 120.0).abs() < 1e-9);
+        rate.record(&batch(200, 0));
+        assert!((rate.per_worker() - 120.0).abs() < 1e-9);
+    }
+}

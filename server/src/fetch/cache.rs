@@ -1,0 +1,263 @@
+//! The directory of models.
+//!
+//! ```text
+//! models--org--name/
+//!   0123…cdef/            one commit, complete and verified; never changed again
+//!     .fetched.json       what it holds: written last, before the move to this name
+//!   refs/main             the commit that a branch or tag last stood for
+//!   .partial-0123…cdef/   on its way; kept when interrupted, and resumed
+//!   .lock-0123…cdef       held by the one process that writes to it
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::source::is_commit;
+use super::{Error, Fetched, Manifest, Repo, Source, select};
+
+const RECORD: &str = ".fetched.json";
+/// How often a waiting process looks whether the other one is done.
+const LOCK_POLL: Duration = Duration::from_millis(100);
+
+/// The root directory of the models that are here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache(PathBuf);
+
+/// What a complete directory holds.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) repo: String,
+    pub(super) commit: String,
+    pub(super) files: BTreeMap<String, Kept>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Kept {
+    pub(super) size: u64,
+    pub(super) sha256: String,
+}
+
+/// A commit on its way into the cache. Nobody else writes to it meanwhile.
+pub(super) struct Partial {
+    directory: PathBuf,
+    destination: PathBuf,
+    /// Unlocks when it is closed, also when the process dies.
+    _lock: File,
+}
+
+impl Cache {
+    /// A cache in `root`, which is made when it is first needed.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self(root.into())
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> &Path {
+        &self.0
+    }
+
+    /// The complete directory of this commit, or of the commit that this
+    /// branch or tag stood for when it was last fetched. Asks nobody.
+    pub fn find(&self, source: &Source) -> Result<Option<PathBuf>, Error> {
+        Ok(self.lookup(source, None)?.map(|found| found.directory))
+    }
+
+    /// Like [`Cache::find`], with all that is known about it. With a manifest,
+    /// the hashes that were recorded have to match: an error if not.
+    pub fn lookup(&self, source: &Source, manifest: Option<&Manifest>) -> Result<Option<Fetched>, Error> {
+        let commit = match source.commit() {
+            Some(commit) => commit.to_owned(),
+            None => match self.read_ref(source)? {
+                Some(commit) => commit,
+                None => return Ok(None),
+            },
+        };
+        let directory = self.model(&source.repo).join(&commit);
+        let Some(record) = read_record(&directory)? else {
+            return Ok(None);
+        };
+        if record.repo != source.repo.as_str() || record.commit != commit {
+            return Ok(None);
+        }
+        if let Some(manifest) = manifest {
+            for (file, kept) in &record.files {
+                manifest.check(file, &kept.sha256)?;
+            }
+        }
+        Ok(Some(Fetched::of(source, directory, &record, 0)))
+    }
+
+    /// Waits until no other process brings the same commit, then claims it.
+    pub(super) async fn claim(&self, repo: &Repo, commit: &str) -> Result<Partial, Error> {
+        let mut told = false;
+        loop {
+            if let Some(partial) = self.try_claim(repo, commit)? {
+                return Ok(partial);
+            }
+            if !told {
+                tracing::info!(%repo, commit, "waiting for another process that fetches the same model");
+                told = true;
+            }
+            // Polled, because a thread that blocks in a lock cannot be dropped.
+            tokio::time::sleep(LOCK_POLL).await;
+        }
+    }
+
+    /// Like `claim`, and blocks.
+    pub(super) fn claim_blocking(&self, repo: &Repo, commit: &str) -> Result<Partial, Error> {
+        loop {
+            if let Some(partial) = self.try_claim(repo, commit)? {
+                return Ok(partial);
+            }
+            std::thread::sleep(LOCK_POLL);
+        }
+    }
+
+    fn try_claim(&self, repo: &Repo, commit: &str) -> Result<Option<Partial>, Error> {
+        let model = self.model(repo);
+        fs::create_dir_all(&model).map_err(Error::io("creating", &model))?;
+        // Beside the directory and not in it, because the directory is renamed
+        // while the lock is held. It stays: removing a lock file is a race.
+        let path = model.join(format!(".lock-{commit}"));
+        let lock =
+            File::options().create(true).append(true).open(&path).map_err(Error::io("creating", &path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(Error::io("locking", &path)(error)),
+        }
+        Ok(Some(Partial {
+            directory: model.join(format!(".partial-{commit}")),
+            destination: model.join(commit),
+            _lock: lock,
+        }))
+    }
+
+    /// Notes what a branch or tag stands for now. A commit needs no note.
+    pub(super) fn write_ref(&self, source: &Source, commit: &str) -> Result<(), Error> {
+        if source.commit().is_some() {
+            return Ok(());
+        }
+        let refs = self.model(&source.repo).join("refs");
+        fs::create_dir_all(&refs).map_err(Error::io("creating", &refs))?;
+        let path = refs.join(source.ref_file());
+        // A name of its own, so that two processes do not write into one file.
+        let mut temporary = tempfile::NamedTempFile::new_in(&refs).map_err(Error::io("writing to", &refs))?;
+        temporary.write_all(commit.as_bytes()).map_err(Error::io("writing", &path))?;
+        temporary.persist(&path).map_err(|error| Error::io("writing", &path)(error.error))?;
+        Ok(())
+    }
+
+    fn read_ref(&self, source: &Source) -> Result<Option<String>, Error> {
+        let path = self.model(&source.repo).join("refs").join(source.ref_file());
+        match fs::read_to_string(&path) {
+            // A damaged note is no note: the hub is asked again.
+            Ok(commit) => Ok(Some(commit.trim().to_owned()).filter(|c| is_commit(c))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("reading", &path)(error)),
+        }
+    }
+
+    fn model(&self, repo: &Repo) -> PathBuf {
+        self.0.join(repo.directory())
+    }
+}
+
+impl Partial {
+    /// Where the files go.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Writes the record and moves the directory to its final name, all of it
+    /// on the disk before that. Blocks. Takes the lock along: nobody else can
+    /// come in between even if the caller no longer waits.
+    pub(super) fn finish(self, record: &Record) -> Result<PathBuf, Error> {
+        let json = serde_json::to_vec_pretty(record).map_err(std::io::Error::other);
+        let path = self.directory.join(RECORD);
+        json.and_then(|json| fs::write(&path, json)).map_err(Error::io("writing", &path))?;
+        remove_others(&self.directory, Path::new(""), record)?;
+        let mut synced = std::collections::BTreeSet::new();
+        for file in record.files.keys().map(String::as_str).chain([RECORD]) {
+            sync(&self.directory.join(file))?;
+            synced.extend(Path::new(file).ancestors().skip(1).map(Path::to_owned));
+        }
+        for folder in synced {
+            sync_folder(&self.directory.join(folder))?;
+        }
+        if self.destination.exists() {
+            // Its record is missing or wrong, or this commit would have been found.
+            fs::remove_dir_all(&self.destination)
+                .map_err(Error::io("removing the damaged", &self.destination))?;
+        }
+        fs::rename(&self.directory, &self.destination)
+            .map_err(Error::io("moving the complete model to", &self.destination))?;
+        if let Some(model) = self.destination.parent() {
+            sync_folder(model)?;
+        }
+        Ok(self.destination)
+    }
+}
+
+/// What an older version of this program took, or half took, is not part of the model.
+fn remove_others(root: &Path, below: &Path, record: &Record) -> Result<(), Error> {
+    let folder = root.join(below);
+    let entries = fs::read_dir(&folder).map_err(Error::io("listing", &folder))?;
+    for entry in entries {
+        let entry = entry.map_err(Error::io("listing", &folder))?;
+        let name = below.join(entry.file_name());
+        let path = entry.path();
+        let is_folder = entry.file_type().map_err(Error::io("reading the type of", &path))?.is_dir();
+        let kept = |file: &str| {
+            let file = Path::new(file);
+            if is_folder { file.starts_with(&name) } else { file == name }
+        };
+        if record.files.keys().map(String::as_str).chain([RECORD]).any(kept) {
+            if is_folder {
+                remove_others(root, &name, record)?;
+            }
+        } else if is_folder {
+            fs::remove_dir_all(&path).map_err(Error::io("removing", &path))?;
+        } else {
+            fs::remove_file(&path).map_err(Error::io("removing", &path))?;
+        }
+    }
+    Ok(())
+}
+
+fn sync(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("syncing", path))
+}
+
+fn sync_folder(path: &Path) -> Result<(), Error> {
+    use std::io::ErrorKind::{InvalidInput, Unsupported};
+    match File::open(path).and_then(|folder| folder.sync_all()) {
+        // Some network file systems sync no folders; they have no need to.
+        Err(error) if matches!(error.kind(), InvalidInput | Unsupported) => Ok(()),
+        result => result.map_err(Error::io("syncing", path)),
+    }
+}
+
+/// The record of a directory that has all that it lists, in the sizes listed.
+fn read_record(directory: &Path) -> Result<Option<Record>, Error> {
+    let path = directory.join(RECORD);
+    let json = match fs::read(&path) {
+        Ok(json) => json,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("reading", &path)(error)),
+    };
+    let Ok(record) = serde_json::from_slice::<Record>(&json) else {
+        return Ok(None);
+    };
+    let complete = record.files.iter().all(|(file, kept)| {
+        select::is_plain(file)
+            && fs::metadata(directory.join(file))
+                .is_ok_and(|found| found.is_file() && found.len() == kept.size)
+    });
+    Ok(complete.then_some(record))
+}

@@ -1,0 +1,147 @@
+//! Reading a JSON body, with an error for everything that can be wrong with it.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::header;
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+
+use super::error::ApiError;
+
+/// A client that sends nothing for so long has gone, or wants to occupy a place.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Reads the request's body as JSON into `T`.
+pub(super) async fn read<T: DeserializeOwned>(request: Request, max_bytes: usize) -> Result<T, ApiError> {
+    check_content_type(&request)?;
+    let announced = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > max_bytes as u64) {
+        return Err(ApiError::body_too_large(max_bytes));
+    }
+    let bytes = collect(request.into_body(), max_bytes).await?;
+    parse(&bytes)
+}
+
+fn check_content_type(request: &Request) -> Result<(), ApiError> {
+    let Some(value) = request.headers().get(header::CONTENT_TYPE) else {
+        return Err(ApiError::unsupported_media_type("missing"));
+    };
+    let text = value.to_str().unwrap_or("not readable");
+    let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json")) {
+        Ok(())
+    } else {
+        Err(ApiError::unsupported_media_type(&format!("\"{text}\"")))
+    }
+}
+
+async fn collect(body: Body, max_bytes: usize) -> Result<Bytes, ApiError> {
+    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, max_bytes).collect()).await;
+    match collected {
+        Err(_) => Err(ApiError::body_timeout()),
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::body_too_large(max_bytes)),
+        Ok(Err(error)) => {
+            Err(ApiError::bad_request("unreadable_body", format!("the request body cannot be read: {error}")))
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let message =
+            format!("the request body is not valid UTF-8: byte {} begins no character", error.valid_up_to());
+        ApiError::bad_request("invalid_utf8", message)
+    })?;
+    match serde_json::from_str(text) {
+        Ok(value) => Ok(value),
+        // A second look, because keeping track of the path costs time that requests
+        // without a mistake need not pay.
+        Err(error) => Err(explain::<T>(text, &error)),
+    }
+}
+
+fn explain<T: DeserializeOwned>(text: &str, error: &serde_json::Error) -> ApiError {
+    if !error.is_data() {
+        return ApiError::bad_request("invalid_json", format!("the request body is not valid JSON: {error}"));
+    }
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let path = serde_path_to_error::deserialize::<_, T>(&mut deserializer)
+        .err()
+        .map(|error| error.path().to_string())
+        .unwrap_or_default();
+    let message = error.to_string();
+    let named = message.split('`').nth(1).map(str::to_owned);
+    match named {
+        Some(field) if message.starts_with("unknown field") => ApiError::bad_field(&field, message),
+        Some(field) if message.starts_with("missing field") => ApiError::bad_field(&field, message),
+        _ if path.is_empty() || path == "." => ApiError::bad_request("invalid_field", message),
+        _ => ApiError::bad_field(&path, format!("{path}: {message}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Example {
+        #[serde(rename = "texts")]
+        _texts: Vec<String>,
+    }
+
+    #[test]
+    fn every_mistake_has_its_message() {
+        let deep = format!("{{\"texts\":{}", "[".repeat(100_000));
+        let table: [(&[u8], &str, Option<&str>); 8] = [
+            (
+                b"{\"texts\":",
+                "the request body is not valid JSON: EOF while parsing a value at line 1 column 9",
+                None,
+            ),
+            (
+                deep.as_bytes(),
+                "texts[0]: invalid type: sequence, expected a string at line 1 column 10",
+                Some("texts[0]"),
+            ),
+            (b"{}", "missing field `texts` at line 1 column 2", Some("texts")),
+            (
+                b"{\"texts\":[],\"txt\":1}",
+                "unknown field `txt`, expected `texts` at line 1 column 17",
+                Some("txt"),
+            ),
+            (
+                b"{\"texts\":[\"a\",3]}",
+                "texts[1]: invalid type: integer `3`, expected a string at line 1 column 15",
+                Some("texts[1]"),
+            ),
+            (
+                b"{\"texts\":\"a\"}",
+                "texts: invalid type: string \"a\", expected a sequence at line 1 column 12",
+                Some("texts"),
+            ),
+            (b"[1]", "invalid type: integer `1`, expected a sequence at line 1 column 2", None),
+            (
+                b"{\"texts\":[\"\xff\"]}",
+                "the request body is not valid UTF-8: byte 11 begins no character",
+                None,
+            ),
+        ];
+        for (body, message, param) in table {
+            let error = parse::<Example>(body).unwrap_err();
+            let shown = format!("{error:?}");
+            assert!(shown.contains(&format!("message: {message:?}")), "{shown}\nwanted {message:?}");
+            assert!(shown.contains(&format!("param: {:?}", param.map(str::to_owned))), "{shown}");
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! `serve` from beginning to end.
+//!
+//! ```text
+//! check directories ─ bind ─ listen ─┬─ load models one after the other ─ ready
+//!                                    └─ SIGTERM ─ /health fails ─ requests finish ─ workers end
+//! ```
+//!
+//! What can be known before listening ends the process: a missing directory, a bad
+//! configuration, a port in use. So does, once it is found, a directory whose weights
+//! cannot be served: only its owner can mend it. A hub that cannot be reached is
+//! reported by `/health` and tried again: it mends itself.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use crate::config::{DefaultModel, Serve, Sources};
+use crate::fetch::{self, Fetched, Log, Progress, Source};
+use crate::metrics::Metrics;
+use crate::model::weights::Weights;
+use crate::model::{self, Directory};
+use crate::models::{self, LoadError, Models, Origin, Settings, Spec, State, one_line};
+use crate::tokenize::Pool;
+use crate::{accept, http, shutdown};
+
+/// How long a model that could not be fetched waits before the next try.
+const RETRY_FETCH: Duration = Duration::from_secs(30);
+
+/// Runs the server until it is told to stop.
+pub fn run(config: Serve) -> anyhow::Result<()> {
+    for spec in &config.models {
+        if let Origin::Directory(path) = &spec.origin {
+            let check = || -> Result<(), model::Error> {
+                Directory::read(path)?;
+                Weights::open(path)?;
+                Ok(())
+            };
+            check().map_err(|error| anyhow::anyhow!("model {}: {}", spec.name, one_line(&error)))?;
+        }
+    }
+    // Decided once here too, so that a device or dtype that cannot be had is no
+    // surprise of the first model.
+    model::Plan::decide(config.settings.preference, model::Machine::detect())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.cpus)
+        .thread_name("http")
+        .enable_all()
+        .build()
+        .context("cannot start the threads for HTTP")?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Serve) -> anyhow::Result<()> {
+    let listener = accept::bind(&config.host, config.port).await?;
+    let address = listener.local_addr().context("cannot tell the address that is listened on")?;
+    let metrics = Arc::new(Metrics::new());
+    let models = Models::new(config.models.iter().map(|spec| spec.name.as_str()));
+    let shared = http::Shared::new(Arc::clone(&models), Arc::clone(&metrics), config.http);
+    tracing::info!(
+        %address,
+        cpus = config.cpus,
+        workers = config.settings.threads.workers,
+        threads_per_worker = config.settings.threads.per_worker,
+        "listening"
+    );
+
+    let (fatal, died) = oneshot::channel();
+    let (stop_loading, stop) = channel();
+    let loader = Loader {
+        models: Arc::clone(&models),
+        metrics: Arc::clone(&metrics),
+        pool: Arc::new(Pool::new(config.cpus)?),
+        settings: config.settings,
+        sources: config.sources,
+        runtime: Handle::current(),
+        stop,
+    };
+    std::thread::Builder::new()
+        .name("load".into())
+        .spawn(move || {
+            if let Err(error) = loader.load_all(config.models) {
+                drop(fatal.send(error));
+            }
+        })
+        .context("cannot start the thread that loads models")?;
+
+    let (told_to_stop, outcome) = oneshot::channel();
+    let stop = async {
+        let result = tokio::select! {
+            // The channel closes without a word when loading is over.
+            Ok(error) = died => Err(error),
+            signal = shutdown::requested() => signal.context("cannot listen for signals"),
+        };
+        if let Ok(signal) = &result {
+            tracing::info!(signal, "stopping: no new connections; requests under way finish");
+        }
+        shared.stop();
+        drop(told_to_stop.send(result));
+    };
+    let settings = accept::Settings {
+        max_connections: config.max_connections,
+        header_timeout: config.header_timeout,
+        shutdown_timeout: config.shutdown_timeout,
+    };
+    let finished = accept::serve(listener, http::router(Arc::clone(&shared)), settings, metrics, stop).await;
+    drop(stop_loading);
+    outcome.await.context("the server stopped without being told to")??;
+    if finished {
+        // Nobody waits for an answer any more; forwards are short.
+        tokio::task::spawn_blocking(move || models.stop()).await.context("stopping the workers")?;
+        tracing::info!("stopped");
+    } else {
+        tracing::warn!("stopped before all requests were finished: the shutdown timeout is over");
+    }
+    Ok(())
+}
+
+struct Loader {
+    models: Arc<Models>,
+    metrics: Arc<Metrics>,
+    pool: Arc<Pool>,
+    settings: Settings,
+    sources: Sources,
+    runtime: Handle,
+    /// Closed when the server stops.
+    stop: Receiver<()>,
+}
+
+/// Why one model is not in service.
+enum Trouble {
+    /// Its directory, given by the user, cannot be served.
+    Fatal(anyhow::Error),
+    /// It could not be fetched; later it may be.
+    Passing(String),
+    /// What was fetched cannot be served.
+    Lasting(String),
+}
+
+impl Loader {
+    /// Takes all models into service; those that cannot be fetched are tried again
+    /// until they can, or the server stops. An error ends the process.
+    fn load_all(&self, mut specs: Vec<Spec>) -> anyhow::Result<()> {
+        // One operator at a time, on all CPUs: weights are laid out here.
+        model::set_operator_threads(self.settings.threads.workers * self.settings.threads.per_worker);
+        loop {
+            let mut again = Vec::new();
+            for spec in specs {
+                match self.load(&spec) {
+                    Ok(()) => {}
+                    Err(Trouble::Fatal(error)) => return Err(error),
+                    Err(Trouble::Lasting(why)) => {
+                        tracing::error!(model = spec.name, why, "cannot be served");
+                        self.models.set(&spec.name, State::Failed { why });
+                    }
+                    Err(Trouble::Passing(why)) => {
+                        tracing::error!(
+                            model = spec.name,
+                            why,
+                            retry_in_s = RETRY_FETCH.as_secs(),
+                            "cannot be fetched"
+                        );
+                        self.models.set(&spec.name, State::Failed { why });
+                        again.push(spec);
+                    }
+                }
+            }
+            if again.is_empty() {
+                return Ok(());
+            }
+            match self.stop.recv_timeout(RETRY_FETCH) {
+                Err(RecvTimeoutError::Timeout) => specs = again,
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    fn load(&self, spec: &Spec) -> Result<(), Trouble> {
+        let name = spec.name.as_str();
+        match &spec.origin {
+            Origin::Directory(path) => self
+                .take_into_service(name, path, path.display().to_string())
+                .map_err(|error| Trouble::Fatal(anyhow::anyhow!("model {name}: {}", one_line(&error)))),
+            Origin::Repository(source) => {
+                let fetched = self.fetch(name, source)?;
+                let origin = format!("{}@{}", fetched.repo, fetched.commit);
+                self.take_into_service(name, &fetched.directory, origin)
+                    .map_err(|error| Trouble::Lasting(one_line(&error)))
+            }
+        }
+    }
+
+    fn fetch(&self, name: &str, source: &Source) -> Result<Fetched, Trouble> {
+        let models = &self.models;
+        let step = |step: String| models.set(name, State::Loading { step });
+        step("looking for it in the cache".into());
+        let manifest = DefaultModel::manifest(source);
+        let passing = |error: fetch::Error| Trouble::Passing(one_line(&error));
+        let Some(hub) = &self.sources.hub else {
+            let found = self.sources.cache.lookup(source, manifest.as_ref()).map_err(passing)?;
+            return found.ok_or_else(|| {
+                Trouble::Passing(format!(
+                    "{}@{} is not in the cache {}, and --offline (HF_HUB_OFFLINE) forbids to fetch it",
+                    source.repo,
+                    source.revision(),
+                    self.sources.cache.root().display()
+                ))
+            });
+        };
+        let mut progress = Steps { set: &step, total: 0, files: 0, log: Log::default() };
+        self.runtime
+            .block_on(fetch::fetch(&self.sources.cache, source, hub, manifest.as_ref(), &mut progress))
+            .map_err(passing)
+    }
+
+    fn take_into_service(&self, name: &str, path: &std::path::Path, origin: String) -> Result<(), LoadError> {
+        self.models.set(name, State::Loading { step: "reading its files".into() });
+        let begun = Instant::now();
+        let directory = Directory::read(path)?;
+        let loaded = models::load(&directory, origin, self.settings.preference)?;
+        let about = loaded.about.clone();
+        self.models.serve(name, loaded, &self.settings, &self.pool, &self.metrics)?;
+        tracing::info!(
+            model = name,
+            source = about.source,
+            architecture = about.architecture,
+            dimensions = about.dimensions,
+            max_tokens = about.max_tokens,
+            pooling = about.pooling,
+            implementation = %about.plan.implementation,
+            dtype = %about.plan.dtype,
+            seconds = begun.elapsed().as_secs_f64(),
+            "ready"
+        );
+        Ok(())
+    }
+}
+
+/// Tells `/health` and the log how far a download is.
+struct Steps<'a> {
+    set: &'a (dyn Fn(String) + Sync),
+    total: u64,
+    files: u64,
+    log: Log,
+}
+
+impl Progress for Steps<'_> {
+    fn resolved(&mut self, commit: &str, files: usize, total_bytes: u64) {
+        self.total = total_bytes;
+        self.files = files as u64;
+        (self.set)(format!("fetching {files} files, {} MB", total_bytes / 1_000_000));
+        self.log.resolved(commit, files, total_bytes);
+    }
+
+    fn started(&mut self, file: &str, have: u64) {
+        (self.set)(format!(
+            "fetching {file}, one of {} files, {} MB in all",
+            self.files,
+            self.total / 1_000_000
+        ));
+        self.log.started(file, have);
+    }
+
+    fn advanced(&mut self, file: &str, have: u64) {
+        self.log.advanced(file, have);
+    }
+
+    fn retrying(&mut self, what: &str, why: &fetch::Error, pause: Duration) {
+        (self.set)(format!("fetching {what}, after: {}", one_line(why)));
+        self.log.retrying(what, why, pause);
+    }
+
+    fn finished(&mut self, fetched: &Fetched) {
+        self.log.finished(fetched);
+    }
+}

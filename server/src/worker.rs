@@ -311,11 +311,12 @@ impl Worker {
             let texts = batch.jobs.len();
             let tokens = batch.jobs.iter().map(|job| job.tokens).sum();
             let results = self.embed(&batch.jobs);
+            // Before the answers: who has one can see it counted.
+            (self.on_batch)(Report { texts, tokens, why: batch.why, took: begun.elapsed() });
             for (job, result) in batch.jobs.into_iter().zip(results) {
                 // The caller may leave at any time; then nobody wants the answer.
                 drop(job.payload.reply.send(result));
             }
-            (self.on_batch)(Report { texts, tokens, why: batch.why, took: begun.elapsed() });
         }
     }
 

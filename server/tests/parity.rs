@@ -5,11 +5,17 @@
 mod support;
 
 use std::path::Path;
+use std::sync::Arc;
 
-use embedding_server::model::{self, Directory, Dtype, Implementation, Plan, TokenBatch};
-use embedding_server::tokenize::{Tokenizer, Tokens};
+use embedding_server::metrics::Metrics;
+use embedding_server::model::{self, Directory, Dtype, Implementation, Plan, Preference, TokenBatch};
+use embedding_server::models::{self, Models, Settings};
+use embedding_server::tokenize::{Encode, Pool, Tokenizer, Tokens};
+use embedding_server::worker::Threads;
 use safetensors::SafeTensors;
-use support::{cosine, minilm};
+use serde_json::json;
+use support::tiny::{Tiny, Written, serialize};
+use support::{cosine, minilm, settings};
 
 struct Fixture {
     texts: Vec<String>,
@@ -103,4 +109,235 @@ fn rust_bert_vectors_are_those_of_python() {
 fn packed_bf16_vectors_are_nearly_those_of_python() {
     let smallest = smallest_cosine(Implementation::Packed, Dtype::BFloat16, 16);
     assert!(smallest >= 0.9997, "{smallest}");
+}
+
+/// The real model behind the real batcher, in fp32.
+fn in_service(name: &str, implementation: Implementation) -> (Arc<Models>, Arc<Metrics>) {
+    let settings = Settings {
+        preference: Preference {
+            implementation: Some(implementation),
+            dtype: Some(Dtype::Float32),
+            ..settings().preference
+        },
+        threads: Threads { workers: 2, per_worker: 1 },
+        ..settings()
+    };
+    let (models, metrics) = (Models::new([name]), Arc::new(Metrics::new()));
+    let directory = Directory::read(&minilm()).unwrap();
+    let loaded = models::load(&directory, "test".into(), settings.preference).unwrap();
+    models.serve(name, loaded, &settings, &Arc::new(Pool::new(2).unwrap()), &metrics).unwrap();
+    (models, metrics)
+}
+
+/// The count of a histogram's observations above `bound`, and of all.
+fn observations(metrics: &Metrics, histogram: &str, bound: &str) -> (u64, u64) {
+    let text = metrics.encode().unwrap();
+    let value = |start: &str| -> u64 {
+        let line = text.lines().find(|line| line.starts_with(start));
+        line.unwrap_or_else(|| panic!("no {start} in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let below = value(&format!("{histogram}_bucket{{le=\"{bound}\""));
+    let all = value(&format!("{histogram}_count"));
+    (all - below, all)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vector_does_not_depend_on_what_its_text_was_batched_with() {
+    let fixture = fixture();
+    for implementation in [Implementation::Packed, Implementation::RustBert] {
+        let (models, metrics) = in_service("minilm", implementation);
+        let (_, embedder) = models.get(None).unwrap();
+        // Texts of every kind of length, the very long ones among them.
+        let picked: Vec<usize> = (0..fixture.texts.len()).step_by(4).collect();
+        let mut alone = Vec::new();
+        for &index in &picked {
+            alone.push(embedder.embed(vec![fixture.texts[index].clone()]).await.unwrap().vectors.remove(0));
+        }
+        let (batched, lone) = observations(&metrics, "embedding_batch_texts", "1.0");
+        assert_eq!((batched, lone), (0, picked.len() as u64), "each text was alone");
+
+        // All of them again, at once, in requests of 1, 2, 3, … texts, in another order
+        // each time: the batcher mixes them as it likes.
+        for round in 0..3usize {
+            let mut order: Vec<usize> = (0..picked.len()).collect();
+            order.rotate_left(round * 17 % picked.len());
+            if round == 1 {
+                order.reverse();
+            }
+            let mut requests = Vec::new();
+            let mut rest = order.as_slice();
+            for size in 1.. {
+                let (own, others) = rest.split_at(size.min(rest.len()));
+                if own.is_empty() {
+                    break;
+                }
+                let texts = own.iter().map(|&place| fixture.texts[picked[place]].clone()).collect();
+                let embedder = Arc::clone(&embedder);
+                let own = own.to_vec();
+                requests.push(tokio::spawn(async move { (own, embedder.embed(texts).await.unwrap()) }));
+                rest = others;
+            }
+            for request in requests {
+                let (places, embedded) = request.await.unwrap();
+                for (place, vector) in places.into_iter().zip(embedded.vectors) {
+                    let cosine = cosine(&vector, &alone[place]);
+                    assert!(
+                        cosine >= 0.999_999,
+                        "{implementation}: {cosine} for {:.40?}",
+                        fixture.texts[picked[place]]
+                    );
+                }
+            }
+        }
+        let (batched, all) = observations(&metrics, "embedding_batch_texts", "1.0");
+        println!("{implementation}: {batched} batches of more than one text, {all} in all");
+        assert!(batched >= 10, "{batched} of {all} batches had more than one text");
+        models.stop();
+    }
+}
+
+/// Vectors of a few texts, in fp32.
+fn embed(written: &Written, implementation: Implementation) -> Vec<Vec<f32>> {
+    let directory = Directory::read(written.path()).unwrap();
+    let tokenizer = Tokenizer::load(&directory, 30_522).unwrap();
+    let texts = ["", "a few words", "a few more words than that", "one two three"];
+    let tokens: Vec<Tokens> = texts.iter().map(|text| tokenizer.encode(text).unwrap()).collect();
+    let batch: TokenBatch = tokens.iter().map(|tokens| tokens.ids.as_slice()).collect();
+    let plan = Plan { implementation, dtype: Dtype::Float32 };
+    let values = model::load_path(written.path(), plan).unwrap().embed(&batch).unwrap();
+    values.chunks_exact(directory.dimensions()).map(<[f32]>::to_vec).collect()
+}
+
+fn assert_same(name: &str, ours: &[Vec<f32>], theirs: &[Vec<f32>], bound: f64) {
+    assert_eq!(ours.len(), theirs.len());
+    for (ours, theirs) in ours.iter().zip(theirs) {
+        let cosine = cosine(ours, theirs);
+        assert!(cosine >= bound, "{name}: {cosine}");
+    }
+}
+
+#[test]
+fn packed_and_rust_bert_agree_on_every_configuration_that_both_know() {
+    type Change = fn(&mut Tiny);
+    let table: [(&str, Change); 8] = [
+        ("mean", |_| {}),
+        ("cls", |tiny| tiny.pooling = json!({"pooling_mode_cls_token": true})),
+        ("max", |tiny| tiny.pooling = json!({"pooling_mode": "max"})),
+        ("last token", |tiny| tiny.pooling = json!({"pooling_mode": "lasttoken"})),
+        ("relu", |tiny| tiny.config["hidden_act"] = json!("relu")),
+        ("gelu_new", |tiny| tiny.config["hidden_act"] = json!("gelu_new")),
+        ("one head", |tiny| tiny.config["num_attention_heads"] = json!(1)),
+        ("not normalised", |tiny| drop(tiny.modules.as_array_mut().unwrap().pop())),
+    ];
+    let plain = embed(&Tiny::new().write(), Implementation::Packed);
+    for (name, change) in table {
+        let mut tiny = Tiny::new();
+        change(&mut tiny);
+        let written = tiny.write();
+        let packed = embed(&written, Implementation::Packed);
+        assert_same(name, &packed, &embed(&written, Implementation::RustBert), 0.99999);
+        let length = |vector: &[f32]| vector.iter().map(|value| value * value).sum::<f32>().sqrt();
+        let unit = packed.iter().all(|vector| (length(vector) - 1.0).abs() < 1e-5);
+        assert_eq!(unit, name != "not normalised", "{name}");
+        // Each setting but these two must matter, or agreement would prove nothing.
+        let same = packed.iter().zip(&plain).all(|(a, b)| cosine(a, b) > 0.99999);
+        assert_eq!(same, matches!(name, "mean" | "not normalised" | "gelu_new"), "{name}");
+    }
+}
+
+#[test]
+fn weights_are_the_same_however_they_are_published() {
+    let plain = embed(&Tiny::new().write(), Implementation::Packed);
+
+    let mut prefixed = Tiny::new();
+    prefixed.tensors =
+        prefixed.tensors.into_iter().map(|(name, tensor)| (format!("bert.{name}"), tensor)).collect();
+    let mut tensorflow = Tiny::new();
+    tensorflow.tensors = tensorflow
+        .tensors
+        .into_iter()
+        .map(|(name, tensor)| {
+            let name = name
+                .replace("LayerNorm.weight", "LayerNorm.gamma")
+                .replace("LayerNorm.bias", "LayerNorm.beta");
+            (name, tensor)
+        })
+        .collect();
+    for (name, tiny) in [("prefixed", &prefixed), ("TensorFlow's names", &tensorflow)] {
+        let written = tiny.write();
+        for implementation in [Implementation::Packed, Implementation::RustBert] {
+            assert_same(name, &embed(&written, implementation), &plain, 0.999_999);
+        }
+    }
+
+    let sharded = Tiny::new();
+    let written = sharded.write();
+    std::fs::remove_file(written.file("model.safetensors")).unwrap();
+    let mut shards = [sharded.tensors.clone(), sharded.tensors.clone()];
+    let mut weight_map = serde_json::Map::new();
+    for (index, name) in sharded.tensors.keys().enumerate() {
+        shards[1 - index % 2].remove(name);
+        weight_map.insert(name.clone(), json!(format!("model-0000{}-of-00002.safetensors", index % 2 + 1)));
+    }
+    for (index, shard) in shards.iter().enumerate() {
+        let name = format!("model-0000{}-of-00002.safetensors", index + 1);
+        std::fs::write(written.file(&name), serialize(shard)).unwrap();
+    }
+    std::fs::write(
+        written.file("model.safetensors.index.json"),
+        json!({"weight_map": weight_map}).to_string(),
+    )
+    .unwrap();
+    assert_same("sharded", &embed(&written, Implementation::Packed), &plain, 0.999_999);
+
+    for (dtype, bound) in [(safetensors::Dtype::F16, 0.9999), (safetensors::Dtype::BF16, 0.999)] {
+        let mut tiny = Tiny::new();
+        tiny.tensors.values_mut().for_each(|tensor| tensor.dtype = dtype);
+        assert_same("half precision", &embed(&tiny.write(), Implementation::Packed), &plain, bound);
+    }
+}
+
+#[test]
+fn a_dense_module_and_a_default_prompt_take_part() {
+    let mut tiny = Tiny::new();
+    tiny.modules.as_array_mut().unwrap().insert(
+        2,
+        json!({"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}),
+    );
+    let mut dense = std::collections::BTreeMap::new();
+    let weight = tiny.tensors["encoder.layer.0.output.dense.weight"].clone();
+    dense.insert("linear.weight".to_owned(), support::tiny::Stored { shape: vec![32, 16], ..weight.clone() });
+    dense.insert("linear.bias".to_owned(), tiny.tensors["encoder.layer.0.intermediate.dense.bias"].clone());
+    let config = json!({"in_features": 16, "out_features": 32, "bias": true,
+        "activation_function": "torch.nn.modules.activation.Tanh"});
+    tiny.files.push(("2_Dense/config.json".into(), config.to_string().into_bytes()));
+    tiny.files.push(("2_Dense/model.safetensors".into(), serialize(&dense)));
+    let written = tiny.write();
+    let vectors = embed(&written, Implementation::Packed);
+
+    // The same by hand: a linear layer with tanh on the vectors of a model without it.
+    let mut without = Tiny::new();
+    without.modules.as_array_mut().unwrap().pop();
+    let pooled = embed(&without.write(), Implementation::Packed);
+    let bias = &dense["linear.bias"].values;
+    let by_hand: Vec<Vec<f32>> = pooled
+        .iter()
+        .map(|input| {
+            let row = |out: usize| -> f32 {
+                let products = weight.values[out * 16..][..16].iter().zip(input).map(|(w, x)| w * x);
+                (products.sum::<f32>() + bias[out]).tanh()
+            };
+            (0..32).map(row).collect()
+        })
+        .collect();
+    assert_same("dense", &vectors, &by_hand, 0.999_999);
+
+    let mut prompted = Tiny::new();
+    let prompts = json!({"prompts": {"query": "a few "}, "default_prompt_name": "query"});
+    prompted.files.push(("config_sentence_transformers.json".into(), prompts.to_string().into_bytes()));
+    let written = prompted.write();
+    let tokenizer = Tokenizer::load(&Directory::read(written.path()).unwrap(), 30_522).unwrap();
+    let plain = Tiny::new().write();
+    let unprompted = Tokenizer::load(&Directory::read(plain.path()).unwrap(), 30_522).unwrap();
+    assert_eq!(tokenizer.encode("words").unwrap(), unprompted.encode("a few words").unwrap());
 }

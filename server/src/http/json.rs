@@ -7,7 +7,7 @@ use axum::extract::Request;
 use axum::http::header;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::error::ApiError;
 
@@ -60,6 +60,13 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
             format!("the request body is not valid UTF-8: byte {} begins no character", error.valid_up_to());
         ApiError::bad_request("invalid_utf8", message)
     })?;
+    // serde would take an array for a struct's fields in order.
+    if !text.trim_ascii_start().starts_with('{') {
+        return Err(serde_json::from_str::<IgnoredAny>(text).map_or_else(
+            |error| not_json(&error),
+            |_| ApiError::bad_request("invalid_field", "the request body must be a JSON object"),
+        ));
+    }
     match serde_json::from_str(text) {
         Ok(value) => Ok(value),
         // A second look, because keeping track of the path costs time that requests
@@ -68,9 +75,13 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     }
 }
 
+fn not_json(error: &serde_json::Error) -> ApiError {
+    ApiError::bad_request("invalid_json", format!("the request body is not valid JSON: {error}"))
+}
+
 fn explain<T: DeserializeOwned>(text: &str, error: &serde_json::Error) -> ApiError {
     if !error.is_data() {
-        return ApiError::bad_request("invalid_json", format!("the request body is not valid JSON: {error}"));
+        return not_json(error);
     }
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let path = serde_path_to_error::deserialize::<_, T>(&mut deserializer)
@@ -130,7 +141,7 @@ mod tests {
                 "texts: invalid type: string \"a\", expected a sequence at line 1 column 12",
                 Some("texts"),
             ),
-            (b"[1]", "invalid type: integer `1`, expected a sequence at line 1 column 2", None),
+            (b"[[\"a\"]]", "the request body must be a JSON object", None),
             (
                 b"{\"texts\":[\"\xff\"]}",
                 "the request body is not valid UTF-8: byte 11 begins no character",

@@ -1,0 +1,403 @@
+//! The program as its users meet it: a process, real models, real HTTP.
+
+mod support;
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::process::{Server, command, send};
+use support::tiny::Tiny;
+use support::{cosine, minilm};
+
+fn vectors(response: &Value) -> Vec<Vec<f32>> {
+    serde_json::from_value(response["embeddings"].clone())
+        .unwrap_or_else(|error| panic!("{error}: {response}"))
+}
+
+fn model(name: &str) -> String {
+    format!("{name}={}", minilm().display())
+}
+
+/// A text, and the first and last values of its vector by Python's sentence-transformers.
+const HELLO: (&str, [f32; 4], [f32; 4]) = (
+    "Hello, world!",
+    [-0.038_177_16, 0.032_911_05, -0.005_459_46, 0.014_369_89],
+    [0.040_021_09, -0.040_890_29, 0.031_871_37, 0.018_163_19],
+);
+
+#[test]
+fn real_vectors_over_real_http() {
+    let server = Server::healthy(&["--model", &model("minilm"), "--dtype", "float32"]);
+    let response = server.post("/embeddings", &json!({"texts": [HELLO.0], "model": "minilm"}));
+    assert_eq!(response.status, 200);
+    let body = response.json();
+    assert_eq!((&body["model"], &body["dimensions"]), (&json!("minilm"), &json!(384)));
+    let vector = vectors(&body).remove(0);
+    assert_eq!(vector.len(), 384);
+    for (ours, python) in vector[..4].iter().chain(&vector[380..]).zip(HELLO.1.iter().chain(&HELLO.2)) {
+        assert!((ours - python).abs() < 1e-6, "{ours} {python}");
+    }
+    let norm: f32 = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
+    assert!((norm - 1.0).abs() < 1e-5, "{norm}");
+
+    let got = server.get("/embeddings?text=Hello,%20world!&model=minilm").json();
+    assert!(cosine(&vectors(&got)[0], &vector) > 0.999_999);
+    let openai = server.post("/v1/embeddings", &json!({"input": HELLO.0, "model": "minilm"})).json();
+    let openai: Vec<f32> = serde_json::from_value(openai["data"][0]["embedding"].clone()).unwrap();
+    assert!(cosine(&openai, &vector) > 0.999_999);
+    assert_eq!(server.get("/models").json()["models"][0]["implementation"], "packed");
+    assert_eq!(server.get("/models").json()["models"][0]["dtype"], "float32");
+}
+
+#[test]
+fn several_models_and_either_implementation_in_one_server_each() {
+    let tiny = Tiny::new().write();
+    let tiny_model = format!("tiny={}", tiny.path().display());
+    let server = Server::healthy(&[
+        "--model",
+        &model("mini"),
+        "--model",
+        &tiny_model,
+        "--implementation",
+        "rust_bert",
+    ]);
+    assert_eq!(server.get("/health").json(), json!({"status": "healthy", "models": ["mini", "tiny"]}));
+    for (name, dimensions) in [("mini", 384), ("tiny", 16)] {
+        let body = server.post("/embeddings", &json!({"texts": ["a"], "model": name})).json();
+        assert_eq!((&body["model"], &body["dimensions"]), (&json!(name), &json!(dimensions)));
+    }
+    for model in server.get("/models").json()["models"].as_array().unwrap() {
+        assert_eq!((&model["implementation"], &model["dtype"]), (&json!("rust_bert"), &json!("float32")));
+    }
+    assert_eq!(server.post("/embeddings", &json!({"texts": ["a"]})).status, 400);
+}
+
+#[test]
+fn logs_never_hold_inputs_not_even_at_the_finest_level() {
+    let server = Server::healthy(&["--model", &model("mini"), "--log", "trace"]);
+    let secret = "xyzzySecretInput";
+    assert_eq!(server.post("/embeddings", &json!({"texts": [secret]})).status, 200);
+    assert_eq!(server.post("/v1/embeddings", &json!({"input": secret})).status, 200);
+    assert_eq!(server.get(&format!("/embeddings?text={secret}")).status, 200);
+    assert_eq!(server.post("/embeddings", &json!({"texts": [secret, 3]})).status, 400);
+    assert_eq!(server.post("/embeddings", &json!({ secret: 3 })).status, 400);
+    assert_eq!(server.get(&format!("/{secret}")).status, 404);
+    std::thread::sleep(Duration::from_millis(100));
+    let log = server.log();
+    assert!(log.contains("\"path\":\"/embeddings\""), "requests are logged:\n{log}");
+    assert!(!log.contains(secret), "{}", log.lines().find(|line| line.contains(secret)).unwrap());
+}
+
+#[test]
+fn sigterm_lets_requests_under_way_finish_and_takes_no_new_ones() {
+    let server = Server::healthy(&["--model", &model("mini"), "--dtype", "float32"]);
+    let address = server.address;
+    let texts: Vec<String> = (0..300).map(|n| format!("text {n} {}", "word ".repeat(60))).collect();
+    let body = json!({"texts": texts}).to_string();
+    let request = std::thread::spawn(move || {
+        send(address, "POST", "/embeddings", &[("Content-Type", "application/json")], body.as_bytes())
+    });
+    while !server.get("/metrics").body.contains("embedding_batches_total") {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(!request.is_finished(), "the request is too short for this test");
+    server.terminate();
+    let (status, log) = server.wait();
+    assert!(status.success(), "{status}\n{log}");
+    assert!(log.contains("\"message\":\"stopped\""), "{log}");
+    let response = request.join().unwrap().unwrap();
+    assert_eq!(response.status, 200);
+    assert_eq!(vectors(&response.json()).len(), 300);
+    assert!(TcpStream::connect(address).is_err(), "the port is closed");
+}
+
+#[test]
+fn a_slow_request_head_is_cut_off() {
+    let server = Server::healthy(&["--model", &model("mini"), "--header-timeout", "1"]);
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    stream.write_all(b"POST /embeddings HTTP/1.1\r\nHost: x\r\n").unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut answer = Vec::new();
+    std::io::Read::read_to_end(&mut stream, &mut answer).unwrap();
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 408"), "{answer:?}");
+    assert_eq!(server.get("/health").status, 200);
+}
+
+#[test]
+fn threads_follow_the_cpu_limit_and_not_the_hosts_cores() {
+    let server = |cpus: &str| {
+        let mut wrapped = std::process::Command::new("taskset");
+        let inner = command(&[
+            "serve",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--log-format",
+            "json",
+            "--model",
+            &model("mini"),
+        ]);
+        wrapped.args(["-c", cpus]).arg(inner.get_program()).args(inner.get_args()).env_clear();
+        wrapped.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let mut server = Server::spawn(&mut wrapped);
+        server.wait_for_health("healthy");
+        assert_eq!(server.post("/embeddings", &json!({"texts": vec!["some words"; 64]})).status, 200);
+        let threads = server.threads();
+        let count = |prefix: &str| threads.iter().filter(|name| name.starts_with(prefix)).count();
+        (count("embed-"), count("tokenize-"), count("http"), threads)
+    };
+    let (embed, tokenize, http, all) = server("0");
+    assert_eq!((embed, tokenize), (1, 1), "{all:?}");
+    assert!(http <= 2, "one worker and at most one thread for blocking calls: {all:?}");
+    assert!(all.len() <= 6, "{all:?}");
+}
+
+/// Runs the program to its end; its exit code and what it wrote to standard error.
+fn run(arguments: &[&str]) -> (i32, String) {
+    let output = command(arguments).stdin(Stdio::null()).output().unwrap();
+    (output.status.code().expect("an exit code"), String::from_utf8(output.stderr).unwrap())
+}
+
+/// Serves a directory that cannot be served; the one line that says why.
+fn refusal(directory: &std::path::Path, more: &[&str]) -> String {
+    let model = format!("m={}", directory.display());
+    let mut arguments = vec!["--host", "127.0.0.1", "--port", "0", "--log", "error", "--model", &model];
+    arguments.extend(more);
+    let (code, stderr) = run(&arguments);
+    assert_eq!(code, 1, "{stderr}");
+    let lines: Vec<&str> = stderr.lines().collect();
+    assert_eq!(lines.len(), 1, "one line:\n{stderr}");
+    let line = lines[0].strip_prefix("error: model m: ").unwrap_or_else(|| panic!("{stderr}"));
+    line.replace(&directory.display().to_string(), "DIR")
+}
+
+#[test]
+fn a_directory_that_cannot_be_served_ends_the_process_with_one_line_that_names_file_and_cause() {
+    type Damage = fn(&mut Tiny);
+    let table: [(Damage, &str); 17] = [
+        (
+            |tiny| tiny.config["model_type"] = json!("gpt2"),
+            "DIR/config.json: architecture \"gpt2\" is not supported; supported: bert",
+        ),
+        (
+            |tiny| tiny.config["hidden_size"] = json!("x"),
+            "DIR/config.json: not a valid configuration: invalid type: string \"x\", expected i64",
+        ),
+        (
+            |tiny| tiny.config["hidden_size"] = json!(32),
+            "DIR/1_Pooling/config.json: pools vectors of 16 dimensions, but the encoder makes 32",
+        ),
+        (
+            |tiny| tiny.config["num_attention_heads"] = json!(3),
+            "DIR/config.json: hidden_size 16 is no multiple of num_attention_heads 3",
+        ),
+        (
+            |tiny| tiny.config["hidden_act"] = json!("swish"),
+            "DIR/config.json: hidden_act \"swish\" is not supported; supported: gelu, gelu_new, gelu_pytorch_tanh, relu",
+        ),
+        (
+            |tiny| tiny.config["num_hidden_layers"] = json!(3),
+            "DIR/model.safetensors: tensor encoder.layer.2.attention.self.query.weight: is missing; expected shape [16, 16]",
+        ),
+        (
+            |tiny| tiny.config["intermediate_size"] = json!(64),
+            "DIR/model.safetensors: tensor encoder.layer.0.intermediate.dense.weight: has shape [32, 16], but the configuration says [64, 16]",
+        ),
+        (
+            |tiny| tiny.tensors.get_mut("encoder.layer.1.output.dense.bias").unwrap().values[3] = f32::NAN,
+            "DIR/model.safetensors: tensor encoder.layer.1.output.dense.bias: has values that are not finite (NaN or infinity)",
+        ),
+        (
+            |tiny| {
+                let words = tiny.tensors.get_mut("embeddings.word_embeddings.weight").unwrap();
+                words.shape[0] = 100;
+                words.values.truncate(1600);
+                tiny.config["vocab_size"] = json!(100);
+            },
+            "DIR/tokenizer.json: not a tokenizer that can be used: it makes ids up to 30521, but the model has embeddings for 100: is it another model's?",
+        ),
+        (
+            |tiny| tiny.files.push(("model.safetensors".into(), b"PK\x03\x04 a zip of pickles".to_vec())),
+            "DIR/model.safetensors: a Python pickle, which can execute code and is never loaded; convert it to safetensors",
+        ),
+        (
+            |tiny| tiny.files.push(("model.safetensors".into(), b"\x80\x02}q\x00. a bare pickle".to_vec())),
+            "DIR/model.safetensors: a Python pickle, which can execute code and is never loaded; convert it to safetensors",
+        ),
+        (
+            |tiny| tiny.files.push(("model.safetensors".into(), b"<html>not found</html>".to_vec())),
+            "DIR/model.safetensors: is no safetensors file or is cut off: its first bytes promise a header of 8029423821061908540 bytes in 22",
+        ),
+        (
+            |tiny| tiny.files.push(("tokenizer.json".into(), b"{}".to_vec())),
+            "DIR/tokenizer.json: not a tokenizer that can be used: ",
+        ),
+        (
+            |tiny| tiny.modules[2]["type"] = json!("sentence_transformers.models.CNN"),
+            "DIR/modules.json: module 2 \"sentence_transformers.models.CNN\" is not supported there; supported: Transformer, Pooling, then Dense and Normalize",
+        ),
+        (
+            |tiny| tiny.modules[1]["path"] = json!("../1_Pooling"),
+            "DIR/modules.json: module path \"../1_Pooling\" leads out of the directory",
+        ),
+        (
+            |tiny| tiny.pooling = json!({"pooling_mode": "weightedmean"}),
+            "DIR/1_Pooling/config.json: pooling mode weightedmean is not supported; supported: mean, cls, max, lasttoken, one of them",
+        ),
+        (
+            |tiny| {
+                tiny.files.push((
+                    "config_sentence_transformers.json".into(),
+                    br#"{"prompts": {}, "default_prompt_name": "query"}"#.to_vec(),
+                ))
+            },
+            "DIR/config_sentence_transformers.json: default_prompt_name \"query\" is not among its prompts",
+        ),
+    ];
+    for (damage, message) in table {
+        let mut tiny = Tiny::new();
+        damage(&mut tiny);
+        let written = tiny.write();
+        let line = refusal(written.path(), &[]);
+        assert!(line.starts_with(message), "{line}\nwanted {message}");
+    }
+}
+
+#[test]
+fn a_directory_with_missing_or_cut_files_ends_the_process_too() {
+    let written = Tiny::new().write();
+    let weights = written.file("model.safetensors");
+    let whole = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &whole[..whole.len() - 100]).unwrap();
+    let cut = refusal(written.path(), &[]);
+    assert_eq!(
+        cut,
+        format!(
+            "DIR/model.safetensors: is {} bytes long, but its header describes {}: cut off?",
+            whole.len() - 100,
+            whole.len()
+        )
+    );
+    std::fs::rename(&weights, written.file("pytorch_model.bin")).unwrap();
+    let pickled = refusal(written.path(), &[]);
+    assert!(
+        pickled.starts_with(
+            "DIR/model.safetensors: no such file; the directory has pytorch_model.bin, a pickle"
+        ),
+        "{pickled}"
+    );
+    std::fs::remove_file(written.file("tokenizer.json")).unwrap();
+    assert!(refusal(written.path(), &[]).starts_with("DIR/tokenizer.json: no such file"));
+    std::fs::remove_file(written.file("config.json")).unwrap();
+    assert!(refusal(written.path(), &[]).starts_with("DIR/config.json: no such file"));
+    let path = written.path().to_owned();
+    drop(written);
+    assert_eq!(refusal(&path, &[]), "DIR: no such directory");
+}
+
+#[test]
+fn rust_bert_refuses_what_it_would_compute_wrongly() {
+    let mut tiny = Tiny::new();
+    tiny.config["layer_norm_eps"] = json!(1e-5);
+    let written = tiny.write();
+    let line = refusal(written.path(), &["--implementation", "rust_bert"]);
+    assert_eq!(
+        line,
+        "DIR/config.json: layer_norm_eps is 1e-5, and rust-bert knows only 1e-12; use --implementation packed"
+    );
+}
+
+#[test]
+fn what_cannot_be_had_ends_the_process_before_it_listens() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let model = model("m");
+    let table: [(&[&str], &str); 4] = [
+        (
+            &["--host", "127.0.0.1", "--port", &port, "--model", &model],
+            &format!(
+                "error: port {port} on 127.0.0.1 is in use: stop what uses it, or choose another with --port or PORT"
+            ),
+        ),
+        (
+            &["--device", "cuda", "--model", &model],
+            "error: --device cuda:0: this LibTorch is a CPU build or sees no GPU; use --device cpu",
+        ),
+        (
+            &["--implementation", "rust_bert", "--dtype", "bfloat16", "--model", &model],
+            "error: --implementation rust_bert computes in float32 only; leave --dtype at auto or float32",
+        ),
+        (
+            &["--log", "a=b=c"],
+            "error: --log (RUST_LOG) a=b=c: error parsing level filter: expected one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\", or a number 0-5",
+        ),
+    ];
+    for (arguments, message) in table {
+        let (code, stderr) = run(arguments);
+        assert_eq!((code, stderr.trim_end()), (1, message));
+    }
+}
+
+#[test]
+fn help_and_version_answer() {
+    for (arguments, expected) in [
+        (vec!["--help"], "serve"),
+        (vec!["serve", "--help"], "--max-batch-tokens"),
+        (vec!["fetch", "--help"], "69"),
+        (vec!["--version"], env!("CARGO_PKG_VERSION")),
+    ] {
+        let output = command(&arguments).output().unwrap();
+        assert!(output.status.success());
+        assert!(String::from_utf8(output.stdout).unwrap().contains(expected), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_model_that_cannot_be_fetched_is_reported_and_the_server_stays() {
+    let empty = tempfile::tempdir().unwrap();
+    let cache = empty.path().display().to_string();
+    let mut server = Server::start(&[
+        "--cache-dir",
+        &cache,
+        "--offline",
+        "--model",
+        &model("here"),
+        "--model",
+        "gone=org/gone@main",
+    ]);
+    let health = server.wait_for_health("failed");
+    assert_eq!(health["models"], json!(["here"]));
+    let why = health["failed"]["gone"].as_str().unwrap();
+    assert!(why.starts_with("org/gone@main is not in the cache"), "{why}");
+    assert_eq!(server.get("/health").status, 503);
+    assert_eq!(server.post("/embeddings", &json!({"texts": ["a"], "model": "here"})).status, 200);
+    assert_eq!(server.post("/embeddings", &json!({"texts": ["a"], "model": "gone"})).status, 503);
+}
+
+#[test]
+fn options_come_from_the_environment_too() {
+    let mut command = command(&[]);
+    command
+        .env("PORT", "0")
+        .env("EMBEDDING_HOST", "127.0.0.1")
+        .env("EMBEDDING_LOG_FORMAT", "json")
+        .env("EMBEDDING_MODEL", format!("{},{}", model("a"), model("b")))
+        .env("EMBEDDING_DTYPE", "float32");
+    let mut server = Server::spawn(&mut command);
+    assert_eq!(server.wait_for_health("healthy")["models"], json!(["a", "b"]));
+}
+
+#[test]
+fn an_empty_text_and_a_very_long_one_are_texts_like_any_other() {
+    let server = Server::healthy(&["--model", &model("mini")]);
+    let long = "word ".repeat(20_000);
+    let response = server.post("/embeddings", &json!({"texts": ["", long, " \n"]}));
+    assert_eq!(response.status, 200);
+    assert!(response.head.to_ascii_lowercase().contains("x-truncated-inputs: 1"), "{}", response.head);
+    let vectors = vectors(&response.json());
+    assert!(cosine(&vectors[0], &vectors[2]) > 0.9999, "whitespace has no tokens, as in Python");
+}

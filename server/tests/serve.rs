@@ -401,3 +401,34 @@ fn an_empty_text_and_a_very_long_one_are_texts_like_any_other() {
     let vectors = vectors(&response.json());
     assert!(cosine(&vectors[0], &vectors[2]) > 0.9999, "whitespace has no tokens, as in Python");
 }
+
+#[test]
+fn the_readmes_curls_get_what_the_readme_shows() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+    // The default model, as `make run` serves it, from the cache that the tests use.
+    let server = Server::healthy(&["--offline"]);
+    let mut lines = readme.lines().peekable();
+    let mut tried = 0;
+    while let Some(line) = lines.next() {
+        let Some(command) = line.strip_prefix("$ curl -s localhost:9000") else { continue };
+        let shown = lines.next().expect("an answer under the command");
+        let path = command.split(' ').next().unwrap();
+        if let Some((_, rest)) = command.split_once("-d '") {
+            let body: Value = serde_json::from_str(rest.trim_end_matches('\'')).unwrap();
+            let answer = server.post(path, &body).json();
+            let (start, end) = shown.split_once(",…").expect("a shortened vector");
+            let shown: Value = serde_json::from_str(&format!("{start}{end}")).unwrap();
+            assert_eq!((&shown["model"], &shown["dimensions"]), (&answer["model"], &answer["dimensions"]));
+            let (shown, answer) = (vectors(&shown).remove(0), vectors(&answer).remove(0));
+            assert!(shown.len() >= 4);
+            for (shown, answer) in shown.iter().zip(&answer) {
+                // bfloat16 or float32, by CPU.
+                assert!((shown - answer).abs() < 0.002, "{shown} {answer}");
+            }
+        } else {
+            assert_eq!(server.get(path).body, shown);
+        }
+        tried += 1;
+    }
+    assert_eq!(tried, 2, "the README has two examples with their answers");
+}

@@ -1,0 +1,59 @@
+# `make run` and `make test` are all that a fresh checkout needs; `make help` lists the rest.
+
+CARGO ?= cargo
+PYTHON ?= python3
+# More options for the server: make run ARGS="--dtype float32"
+ARGS ?=
+
+python_version := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+packages := .python/.ready-$(python_version)
+
+.PHONY: help run build test lint fmt generate bench libtorch model python clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+run: build ## fetch the default model and serve it on port 9000 (PORT, ARGS)
+	@$(PYTHON) scripts/model target/release/embedding-server
+	exec target/release/embedding-server $(ARGS)
+
+build: libtorch ## build both programs for use
+	$(CARGO) build --release --workspace --locked
+
+test: libtorch python ## run all tests, with the real model
+	$(CARGO) build --workspace --locked
+	@$(PYTHON) scripts/model target/debug/embedding-server
+	$(CARGO) test --workspace --locked
+
+lint: libtorch ## check formatting and lints
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
+
+fmt: ## format the code
+	$(CARGO) fmt --all
+
+generate: libtorch ## write the generated files anew
+	UPDATE_GENERATED=1 $(CARGO) test --package embedding-server --locked --test generated
+
+bench: libtorch build ## measure the engine and the server against their peers
+	@$(PYTHON) scripts/model target/release/embedding-server
+	scripts/bench $(ARGS)
+
+libtorch: ## provide LibTorch for the build
+	@$(PYTHON) scripts/libtorch
+
+model: build ## bring the default model into the cache
+	@$(PYTHON) scripts/model target/release/embedding-server
+
+python: $(packages) ## provide the Python packages that the tests run
+
+# --target needs neither venv nor a writable system; the stamp carries Python's
+# version because some packages are compiled for it.
+$(packages): scripts/requirements-test.txt
+	@rm -rf .python
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .python --requirement $<
+	@touch $@
+
+clean: ## remove what was built (LibTorch and models stay)
+	$(CARGO) clean
+	rm -rf .python

@@ -47,8 +47,8 @@ pub enum Error {
     },
 }
 
-fn bad(option: &'static str, value: impl ToString, problem: impl ToString) -> Error {
-    Error::Option { option, value: value.to_string(), problem: problem.to_string() }
+fn bad(option: &'static str, value: &str, problem: impl Into<String>) -> Error {
+    Error::Option { option, value: value.to_string(), problem: problem.into() }
 }
 
 /// Text embeddings over HTTP from Hugging Face models.
@@ -98,18 +98,18 @@ pub struct HubArgs {
     pub hf_endpoint: String,
     /// An access token for private and gated repositories; better given by its variable,
     /// because command lines can be read by others. It is sent to the hub and to nobody else.
-    #[arg(long, env = "HF_TOKEN", value_name = "TOKEN", hide_env_values = true, value_parser = token)]
+    #[arg(long, env = "HF_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub hf_token: Option<Token>,
     /// Never connect to a hub: use what is in the cache.
     #[arg(long, env = "HF_HUB_OFFLINE", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
     pub offline: bool,
-    /// A proxy for https:// (lower-case https_proxy counts too).
+    /// A proxy for https:// (lower-case `https_proxy` counts too).
     #[arg(long, env = "HTTPS_PROXY", value_name = "URL", hide_env_values = true)]
     pub https_proxy: Option<String>,
-    /// A proxy for http:// (lower-case http_proxy counts too).
+    /// A proxy for http:// (lower-case `http_proxy` counts too).
     #[arg(long, env = "HTTP_PROXY", value_name = "URL", hide_env_values = true)]
     pub http_proxy: Option<String>,
-    /// Hosts that are reached without the proxy (lower-case no_proxy counts too).
+    /// Hosts that are reached without the proxy (lower-case `no_proxy` counts too).
     #[arg(long, env = "NO_PROXY", value_name = "HOSTS")]
     pub no_proxy: Option<String>,
     /// A PEM file of certificate authorities to trust besides the usual ones.
@@ -128,15 +128,11 @@ pub struct HubArgs {
     pub retries: u32,
 }
 
-fn token(text: &str) -> Result<Token, std::convert::Infallible> {
-    Ok(Token::new(text))
-}
-
 /// How logs are written.
 #[derive(Clone, Debug, Args)]
 pub struct LogArgs {
     /// What is logged, to standard error: a level, or levels by module
-    /// (info,embedding_server::http=debug).
+    /// (`info,embedding_server::http=debug`).
     #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
     /// How it is logged.
@@ -351,6 +347,7 @@ impl DefaultModel {
     }
 
     /// The manifest of the default model, if `source` is that.
+    #[expect(clippy::missing_panics_doc, reason = "the file is part of the program, and a test reads it")]
     pub fn manifest(source: &Source) -> Option<Manifest> {
         (*source == Self::get().source()).then(|| Manifest::from_str(DEFAULT_MODEL).expect("a test reads it"))
     }
@@ -358,8 +355,8 @@ impl DefaultModel {
 
 fn source(option: &'static str, text: &str) -> Result<Source, Error> {
     let (repo, revision) = text.split_once('@').unwrap_or((text, "main"));
-    let repo = repo.parse().map_err(|error| bad(option, text, error))?;
-    Source::new(repo, revision).map_err(|error| bad(option, text, error))
+    let repo = repo.parse().map_err(|error: crate::fetch::Error| bad(option, text, error.to_string()))?;
+    Source::new(repo, revision).map_err(|error| bad(option, text, error.to_string()))
 }
 
 /// Parses one `--model`. `home` stands for `~`.

@@ -116,7 +116,7 @@ fn layers(router: Router<Arc<Shared>>, shared: &Arc<Shared>) -> Router<Arc<Share
         .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, REQUEST_ID])
         // What is not exposed, a browser's script cannot read.
         .expose_headers([REQUEST_ID, TRUNCATED_INPUTS, header::RETRY_AFTER])
-        .max_age(Duration::from_secs(3600));
+        .max_age(Duration::from_hours(1));
     router
         .layer(cors)
         // Inside of `observe`, so that a panic is counted and has a request id.

@@ -241,9 +241,9 @@ impl Workers {
         let threads = models
             .into_iter()
             .enumerate()
-            .map(|(worker, model)| {
+            .map(|(index, model)| {
                 let mut thread = Worker {
-                    worker,
+                    index,
                     model,
                     dimensions,
                     queue: Arc::clone(queue),
@@ -251,7 +251,7 @@ impl Workers {
                     on_batch: Arc::clone(on_batch),
                 };
                 std::thread::Builder::new()
-                    .name(format!("embed-{name}-{worker}"))
+                    .name(format!("embed-{name}-{index}"))
                     .spawn(move || {
                         model::set_operator_threads(threads.per_worker.max(1));
                         if let Err(error) = model::enter_inference_mode() {
@@ -283,7 +283,7 @@ impl Workers {
 }
 
 struct Worker {
-    worker: usize,
+    index: usize,
     model: Box<dyn Model>,
     dimensions: usize,
     queue: Arc<Queue>,
@@ -295,7 +295,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         // Forwards do not unwind out of `embed`: a thread that does has a bug.
         if std::thread::panicking() {
-            self.heartbeats.set(self.worker, DEAD);
+            self.heartbeats.set(self.index, DEAD);
         }
     }
 }
@@ -337,10 +337,10 @@ impl Worker {
     }
 
     fn forward(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, String> {
-        self.heartbeats.begin(self.worker);
+        self.heartbeats.begin(self.index);
         // The model's state is its weights, which a forward only reads.
         let result = catch_unwind(AssertUnwindSafe(|| self.model.embed(batch)));
-        self.heartbeats.set(self.worker, IDLE);
+        self.heartbeats.set(self.index, IDLE);
         let values = match result {
             Ok(Ok(values)) => values,
             Ok(Err(error)) => return Err(error.to_string()),
@@ -462,7 +462,7 @@ mod tests {
         let heartbeats = Heartbeats::new(2);
         let start = heartbeats.epoch;
         let deadline = Duration::from_secs(10);
-        assert_eq!(heartbeats.stuck(start + Duration::from_secs(3600), deadline), None);
+        assert_eq!(heartbeats.stuck(start + Duration::from_hours(1), deadline), None);
         heartbeats.set(1, 1);
         assert_eq!(heartbeats.stuck(start + Duration::from_secs(10), deadline), None);
         assert_eq!(

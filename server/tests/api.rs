@@ -1,4 +1,5 @@
 //! The HTTP surface: the router as a value, with a fake model behind it.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps in vain fails, as it should")]
 
 mod support;
 
@@ -159,6 +160,7 @@ async fn with_several_models_a_request_names_one() {
     );
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 #[tokio::test]
 async fn every_mistake_gets_its_status_and_a_message_in_the_one_error_shape() {
     let shared = fake_server();
@@ -302,7 +304,7 @@ async fn json_nested_100_000_deep_is_a_mistake_like_any_other() {
         ("/v1/embeddings", format!("{{\"input\":{}}}", deep("[", "]"))),
         ("/v1/embeddings", format!("{{\"input\":{}}}", deep("{\"a\":", "}"))),
     ] {
-        let shown = format!("{path} {:.40}", body);
+        let shown = format!("{path} {body:.40}");
         let response = call(&shared, post(path, body)).await;
         assert_eq!(response.status(), 400, "{shown}");
         assert!(json_of(response).await["error"]["message"].is_string(), "{shown}");

@@ -1,6 +1,8 @@
 //! The vectors are those of Python's sentence-transformers.
 //!
 //! `scripts/parity-fixture` made the texts and their vectors.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps in vain fails, as it should")]
+#![expect(clippy::print_stdout, reason = "a test's figures are worth seeing")]
 
 mod support;
 
@@ -146,12 +148,12 @@ async fn a_vector_does_not_depend_on_what_its_text_was_batched_with() {
     let fixture = fixture();
     for implementation in [Implementation::Packed, Implementation::RustBert] {
         let (models, metrics) = in_service("minilm", implementation);
-        let (_, embedder) = models.get(None).unwrap();
+        let (_, front_door) = models.get(None).unwrap();
         // Texts of every kind of length, the very long ones among them.
         let picked: Vec<usize> = (0..fixture.texts.len()).step_by(4).collect();
         let mut alone = Vec::new();
         for &index in &picked {
-            alone.push(embedder.embed(vec![fixture.texts[index].clone()]).await.unwrap().vectors.remove(0));
+            alone.push(front_door.embed(vec![fixture.texts[index].clone()]).await.unwrap().vectors.remove(0));
         }
         let (batched, lone) = observations(&metrics, "embedding_batch_texts", "1.0");
         assert_eq!((batched, lone), (0, picked.len() as u64), "each text was alone");
@@ -172,9 +174,9 @@ async fn a_vector_does_not_depend_on_what_its_text_was_batched_with() {
                     break;
                 }
                 let texts = own.iter().map(|&place| fixture.texts[picked[place]].clone()).collect();
-                let embedder = Arc::clone(&embedder);
+                let front_door = Arc::clone(&front_door);
                 let own = own.to_vec();
-                requests.push(tokio::spawn(async move { (own, embedder.embed(texts).await.unwrap()) }));
+                requests.push(tokio::spawn(async move { (own, front_door.embed(texts).await.unwrap()) }));
                 rest = others;
             }
             for request in requests {

@@ -1,4 +1,5 @@
 //! The program as its users meet it: a process, real models, real HTTP.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps in vain fails, as it should")]
 
 mod support;
 
@@ -253,7 +254,7 @@ fn a_directory_that_cannot_be_served_ends_the_process_with_one_line_that_names_f
                 tiny.files.push((
                     "config_sentence_transformers.json".into(),
                     br#"{"prompts": {}, "default_prompt_name": "query"}"#.to_vec(),
-                ))
+                ));
             },
             "DIR/config_sentence_transformers.json: default_prompt_name \"query\" is not among its prompts",
         ),

@@ -53,6 +53,12 @@ impl Hub {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
+impl From<&str> for Token {
+    fn from(token: &str) -> Self {
+        Self::new(token)
+    }
+}
+
 impl Token {
     /// Takes a token as it is in a file or a variable: a line end is no part of it.
     pub fn new(token: &str) -> Self {

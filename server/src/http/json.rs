@@ -12,7 +12,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use super::error::ApiError;
 
 /// A client that sends nothing for so long has gone, or wants to occupy a place.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+const BODY_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Reads the request's body as JSON into `T`.
 pub(super) async fn read<T: DeserializeOwned>(request: Request, max_bytes: usize) -> Result<T, ApiError> {

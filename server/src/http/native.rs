@@ -96,14 +96,14 @@ pub(super) async fn embed<'a>(
     texts: Vec<String>,
     model: Option<&str>,
 ) -> Result<(&'a str, Embedded, usize), ApiError> {
-    let (name, embedder) = shared.models.get(model)?;
-    let embedded = embedder.embed(texts).await.inspect_err(|error| {
+    let (name, front_door) = shared.models.get(model)?;
+    let embedded = front_door.embed(texts).await.inspect_err(|error| {
         if matches!(error, crate::embedder::Error::Overloaded { .. }) {
             shared.metrics.rejected(name);
         }
     })?;
     shared.metrics.embedded(name, &embedded);
-    Ok((name, embedded, embedder.about().dimensions))
+    Ok((name, embedded, front_door.about().dimensions))
 }
 
 /// What a vector response says about itself in its headers.

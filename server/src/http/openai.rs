@@ -120,13 +120,13 @@ impl<'de> Deserialize<'de> for Input {
 #[derive(Serialize)]
 struct EmbedResponse<'a> {
     object: &'static str,
-    data: Vec<Embedding>,
+    data: Vec<Row>,
     model: &'a str,
     usage: Usage,
 }
 
 #[derive(Serialize)]
-struct Embedding {
+struct Row {
     object: &'static str,
     index: usize,
     embedding: Encoded,
@@ -176,7 +176,7 @@ pub(super) async fn embeddings(State(shared): SharedState, request: Request) -> 
         .vectors
         .into_iter()
         .enumerate()
-        .map(|(index, vector)| Embedding {
+        .map(|(index, vector)| Row {
             object: "embedding",
             index,
             embedding: match body.encoding_format {

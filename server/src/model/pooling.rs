@@ -94,7 +94,7 @@ impl Pooling {
     ///
     /// `states` is `[rows, hidden]`; text *i* owns `lengths[i]` rows, in order, and
     /// rows after the last text are ignored. Result: `[texts, hidden]`, f32.
-    pub(crate) fn forward(&self, states: &Tensor, lengths: &[i64]) -> Result<Tensor, TchError> {
+    pub(crate) fn forward(self, states: &Tensor, lengths: &[i64]) -> Result<Tensor, TchError> {
         let total: i64 = lengths.iter().sum();
         let ends = lengths.iter().scan(0, |end, length| {
             *end += length;

@@ -161,6 +161,7 @@ impl Weights {
 
     /// Names are looked up under the first of `prefixes` under which `probe`
     /// exists: the same encoder is published with and without its class's prefix.
+    #[must_use]
     pub fn with_prefix_of(mut self, probe: &str, prefixes: &[&str]) -> Self {
         let found = prefixes.iter().find(|prefix| self.places.contains_key(&format!("{prefix}{probe}")));
         self.prefix = found.copied().unwrap_or_default().to_owned();

@@ -52,8 +52,8 @@ pub fn settings() -> Settings {
 pub fn http_settings() -> http::Settings {
     http::Settings {
         max_body_bytes: 10_000,
-        request_timeout: Duration::from_secs(60),
-        forward_deadline: Duration::from_secs(60),
+        request_timeout: Duration::from_mins(1),
+        forward_deadline: Duration::from_mins(1),
         cors_origins: Vec::new(),
     }
 }

@@ -1,5 +1,6 @@
 //! The real server as a process, over real HTTP on a port that the system picks.
 
+use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// How long a test waits for what must happen before it calls it a failure.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The program, without the environment of whoever runs the tests.
 pub fn command(arguments: &[&str]) -> Command {
@@ -176,7 +177,7 @@ pub fn send(
         body.len()
     );
     for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        write!(head, "{name}: {value}\r\n").expect("a string takes everything");
     }
     head.push_str("\r\n");
     // A server that refuses a large body answers before it has read it.

@@ -51,7 +51,7 @@ python: $(packages) ## provide the Python packages that the tests run
 # version because some packages are compiled for it.
 $(packages): scripts/requirements-test.txt
 	@rm -rf .python
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .python --requirement $<
+	PIP_ROOT_USER_ACTION=ignore $(PYTHON) -m pip install --quiet --disable-pip-version-check --target .python --requirement $<
 	@touch $@
 
 clean: ## remove what was built (LibTorch and models stay)

@@ -434,7 +434,7 @@ impl HubArgs {
 /// How many threads compute, on `cpus` CPUs; zeros are for us to choose.
 ///
 /// Many forwards of one thread each do more than one forward of many threads:
-/// 8 to 16 % on two cores (docs/benchmarks.md).
+/// 10 to 24 % on two cores (docs/benchmarks.md).
 fn threads(workers: usize, per_worker: usize, cpus: usize) -> Threads {
     match (workers, per_worker) {
         (0, 0) => Threads { workers: cpus, per_worker: 1 },

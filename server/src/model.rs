@@ -291,6 +291,9 @@ pub fn load_path(path: &Path, plan: Plan) -> Result<Box<dyn Model>, Error> {
 
 /// Sets the number of threads that one operator may use on the calling thread.
 pub fn set_operator_threads(threads: usize) {
+    // A thread's first use of LibTorch overwrites its number with the one that any
+    // thread set last; asking for the number is such a use.
+    tch::get_num_threads();
     tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
 }
 

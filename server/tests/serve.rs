@@ -1,6 +1,8 @@
 //! The program as its users meet it: a process, real models, real HTTP.
 #![allow(clippy::unwrap_used, reason = "a test that unwraps in vain fails, as it should")]
 
+#[path = "support/hub.rs"]
+mod hub;
 mod support;
 
 use std::io::Write;
@@ -8,6 +10,7 @@ use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::Duration;
 
+use hub::{FakeHub, Fault, Tree};
 use serde_json::{Value, json};
 use support::process::{Server, command, send};
 use support::tiny::Tiny;
@@ -377,6 +380,36 @@ fn a_model_that_cannot_be_fetched_is_reported_and_the_server_stays() {
     assert_eq!(server.get("/health").status, 503);
     assert_eq!(server.post("/embeddings", &json!({"texts": ["a"], "model": "here"})).status, 200);
     assert_eq!(server.post("/embeddings", &json!({"texts": ["a"], "model": "gone"})).status, 503);
+}
+
+#[test]
+fn a_model_that_is_not_in_the_cache_is_fetched_and_then_served_without_the_hub() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let tree = Tree::of_directory("org/tiny", Tiny::new().write().path());
+    let hub = runtime.block_on(FakeHub::start(tree));
+    // Half of the weights, and the connection breaks: the fetch goes on where it stopped.
+    hub.fault("cdn", "", 1, Fault::Cut(500_000));
+    let cache = tempfile::tempdir().unwrap();
+    let serve = |endpoint: &str| {
+        let mut command = command(&["serve", "--host", "127.0.0.1", "--port", "0", "--log-format", "json"]);
+        command.args(["--model", "tiny=org/tiny@main"]).env("RUSTBERT_CACHE", cache.path());
+        Server::spawn(command.env("HF_ENDPOINT", endpoint))
+    };
+    let mut server = serve(hub.endpoint.as_str());
+    server.wait_for_health("healthy");
+    let models = server.get("/models").json();
+    let source = format!("org/tiny@{}", hub.tree().commit);
+    assert_eq!(models["models"][0]["source"], json!(source), "{models}");
+    assert_eq!(server.post("/embeddings", &json!({"texts": ["a"]})).json()["dimensions"], 16);
+    let from_cdn = hub.requests().into_iter().filter(|request| request.host == "cdn");
+    let ranges: Vec<_> = from_cdn.filter_map(|request| request.range).collect();
+    assert_eq!(ranges, ["bytes=500000-"], "the rest of one file, once");
+    drop((server, hub, runtime));
+
+    // Nobody listens there: what is in the cache is enough.
+    let mut server = serve("http://127.0.0.1:9");
+    server.wait_for_health("healthy");
+    assert_eq!(server.get("/models").json()["models"][0]["source"], json!(source));
 }
 
 #[test]

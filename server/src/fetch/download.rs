@@ -16,7 +16,7 @@
 //! cache, 16 KiB or so at a time.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -194,17 +194,19 @@ impl Unfinished {
             let open = || -> io::Result<_> {
                 let mut file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
                 let mut hasher = Hasher::new(size, &expected);
+                let here = file.metadata()?.len();
                 // Longer than the file can be: of no use.
-                if file.metadata()?.len() <= size {
-                    hasher.read(&mut file)?;
+                if here <= size {
+                    hasher.read(&mut (&mut file).take(here))?;
                 }
-                Ok((file, hasher))
+                Ok((file, hasher, here))
             };
-            let (file, hasher) = open().map_err(Error::io("opening", &path))?;
-            Ok(Self { path, file, hasher, size, expected })
+            let (file, hasher, here) = open().map_err(Error::io("opening", &path))?;
+            Ok((Self { path, file, hasher, size, expected }, here))
         });
-        let mut file = opened.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-        if file.have() == 0 {
+        let (mut file, here) =
+            opened.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        if here > file.have() {
             file.restart()?;
         }
         Ok(file)

@@ -1,7 +1,9 @@
 //! The accept loop: connections in, requests to the router.
 //!
 //! `axum::serve` has no limit on how long the head of a request may take and none on
-//! the number of connections; this has both, and ends connections politely.
+//! the number of connections; this has both, and ends connections politely. hyper's own
+//! timer of a head starts when the version of HTTP is known, so what tells it, the first
+//! bytes, is read here, under the same limit.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -14,8 +16,10 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::TcpListener;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::metrics::Metrics;
@@ -44,6 +48,7 @@ pub async fn serve(
     builder.http1().timer(TokioTimer::new()).header_read_timeout(settings.header_timeout);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(Some(settings.header_timeout));
     let graceful = GracefulShutdown::new();
+    let stopping = CancellationToken::new();
     let places = Arc::new(Semaphore::new(settings.max_connections));
     tokio::pin!(stop);
     loop {
@@ -63,19 +68,61 @@ pub async fn serve(
         };
         // Answers are small and complete: waiting to fill a packet only delays them.
         drop(stream.set_nodelay(true));
-        let connection = builder.serve_connection(TokioIo::new(stream), service(router.clone())).into_owned();
-        let connection = graceful.watch(connection);
         let open = metrics.begin_connection();
+        let (builder, service) = (builder.clone(), service(router.clone()));
+        let (watcher, stopping) = (graceful.watcher(), stopping.clone());
         tokio::spawn(async move {
-            // A client that breaks off is no event.
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection ended");
+            let first = tokio::select! {
+                // Nothing was asked yet: nothing is lost.
+                () = stopping.cancelled() => None,
+                first = tokio::time::timeout(settings.header_timeout, first_bytes(stream)) => {
+                    first.ok().and_then(Result::ok).flatten()
+                }
+            };
+            if let Some((version, read, stream)) = first {
+                let builder = match version {
+                    Version::Http1 => builder.http1_only(),
+                    Version::Http2 => builder.http2_only(),
+                };
+                let (reader, writer) = stream.into_split();
+                let io = tokio::io::join(std::io::Cursor::new(read).chain(reader), writer);
+                let connection = builder.serve_connection(TokioIo::new(io), service).into_owned();
+                // A client that breaks off is no event.
+                if let Err(error) = watcher.watch(connection).await {
+                    tracing::debug!(%error, "connection ended");
+                }
             }
             drop((place, open));
         });
     }
+    stopping.cancel();
     drop(listener);
     tokio::time::timeout(settings.shutdown_timeout, graceful.shutdown()).await.is_ok()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    Http1,
+    Http2,
+}
+
+/// What a client of HTTP/2 that knows beforehand sends first (RFC 9113, section 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Reads until it is clear what the client speaks. Gives what was read too; nothing when
+/// the client leaves before.
+async fn first_bytes(mut stream: TcpStream) -> std::io::Result<Option<(Version, Vec<u8>, TcpStream)>> {
+    let mut read = Vec::with_capacity(HTTP2_PREFACE.len());
+    while read.len() < HTTP2_PREFACE.len() {
+        let mut rest = (&mut stream).take((HTTP2_PREFACE.len() - read.len()) as u64);
+        if rest.read_buf(&mut read).await? == 0 {
+            return Ok(None);
+        }
+        if !HTTP2_PREFACE.starts_with(&read) {
+            return Ok(Some((Version::Http1, read, stream)));
+        }
+    }
+    Ok(Some((Version::Http2, read, stream)))
 }
 
 fn service(

@@ -248,6 +248,13 @@ impl Plan {
                     .into(),
             ));
         }
+        if dtype == Dtype::BFloat16 && !machine.can_bf16 {
+            return Err(Error::Unavailable(
+                "--dtype bfloat16: this CPU lacks what oneDNN needs for it (AVX-512 BW, VL and DQ, or \
+                 AVX-NE-CONVERT); use --dtype float32"
+                    .into(),
+            ));
+        }
         Ok(Self { implementation, dtype })
     }
 }
@@ -257,6 +264,9 @@ impl Plan {
 pub struct Machine {
     /// Whether the CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX).
     pub native_bf16: bool,
+    /// Whether `packed` can compute in bfloat16 at all, however slowly: oneDNN lays weights
+    /// out for it only on such CPUs.
+    pub can_bf16: bool,
     /// How many GPUs `LibTorch` can use.
     pub cuda_devices: usize,
 }
@@ -265,12 +275,18 @@ impl Machine {
     /// Looks at the machine that this runs on.
     pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
-        let native_bf16 = std::arch::is_x86_feature_detected!("avx512bf16");
+        let (native_bf16, can_bf16) = (
+            is_x86_feature_detected!("avx512bf16"),
+            is_x86_feature_detected!("avxneconvert")
+                || (is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")),
+        );
         // aarch64's `bf16` feature is not yet detected by stable Rust, and this
         // project has not measured it: float32 is the safe answer.
         #[cfg(not(target_arch = "x86_64"))]
-        let native_bf16 = false;
-        Self { native_bf16, cuda_devices: usize::try_from(tch::Cuda::device_count()).unwrap_or(0) }
+        let (native_bf16, can_bf16) = (false, false);
+        Self { native_bf16, can_bf16, cuda_devices: usize::try_from(tch::Cuda::device_count()).unwrap_or(0) }
     }
 }
 
@@ -306,8 +322,9 @@ pub fn enter_inference_mode() -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    const BF16: Machine = Machine { native_bf16: true, cuda_devices: 0 };
-    const PLAIN: Machine = Machine { native_bf16: false, cuda_devices: 0 };
+    const BF16: Machine = Machine { native_bf16: true, can_bf16: true, cuda_devices: 0 };
+    const PLAIN: Machine = Machine { native_bf16: false, can_bf16: true, cuda_devices: 0 };
+    const OLD: Machine = Machine { native_bf16: false, can_bf16: false, cuda_devices: 0 };
 
     fn preference(implementation: Option<Implementation>, dtype: Option<Dtype>) -> Preference {
         Preference { implementation, dtype, device: DeviceChoice::Auto }
@@ -323,6 +340,7 @@ mod tests {
             (preference(None, Some(Float32)), BF16, Packed, Float32),
             (preference(None, Some(BFloat16)), PLAIN, Packed, BFloat16),
             (preference(Some(RustBert), None), BF16, RustBert, Float32),
+            (preference(None, None), OLD, Packed, Float32),
         ];
         for (wish, machine, implementation, dtype) in table {
             assert_eq!(
@@ -337,11 +355,16 @@ mod tests {
     fn what_cannot_be_had_is_refused_with_what_to_do() {
         let bf16 = preference(Some(Implementation::RustBert), Some(Dtype::BFloat16));
         let cuda = Preference { device: DeviceChoice::Cuda(1), ..preference(None, None) };
-        for (wish, expected) in [
-            (bf16, "--implementation rust_bert computes in float32 only; leave --dtype at auto or float32"),
-            (cuda, "--device cuda:1: this LibTorch is a CPU build or sees no GPU; use --device cpu"),
+        for (wish, machine, expected) in [
+            (
+                preference(None, Some(Dtype::BFloat16)),
+                OLD,
+                "--dtype bfloat16: this CPU lacks what oneDNN needs for it (AVX-512 BW, VL and DQ, or AVX-NE-CONVERT); use --dtype float32",
+            ),
+            (bf16, BF16, "--implementation rust_bert computes in float32 only; leave --dtype at auto or float32"),
+            (cuda, BF16, "--device cuda:1: this LibTorch is a CPU build or sees no GPU; use --device cpu"),
         ] {
-            assert_eq!(Plan::decide(wish, BF16).unwrap_err().to_string(), expected);
+            assert_eq!(Plan::decide(wish, machine).unwrap_err().to_string(), expected);
         }
     }
 

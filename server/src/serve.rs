@@ -10,13 +10,15 @@
 //! cannot be served: only its owner can mend it. A hub that cannot be reached is
 //! reported by `/health` and tried again: it mends itself.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{DefaultModel, Serve, Sources};
 use crate::fetch::{self, Fetched, Log, Progress, Source};
@@ -25,12 +27,23 @@ use crate::model::weights::Weights;
 use crate::model::{self, Directory};
 use crate::models::{self, LoadError, Models, Origin, Settings, Spec, State, one_line};
 use crate::tokenize::Pool;
+use crate::worker::panic_line;
 use crate::{accept, http, shutdown};
 
 /// How long a model that could not be fetched waits before the next try.
 const RETRY_FETCH: Duration = Duration::from_secs(30);
 
+/// How long the end of the process waits for a model that is being loaded. A download
+/// stops at once, reading weights does not.
+const LOADER_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Runs the server until it is told to stop.
+///
+/// # Caveat
+///
+/// Threads that compute may still be there when it returns. The process has to be left
+/// without the destructors of `LibTorch`'s globals (`_exit`), which would pull them away
+/// from under such a thread.
 pub fn run(config: Serve) -> anyhow::Result<()> {
     for spec in &config.models {
         if let Origin::Directory(path) = &spec.origin {
@@ -51,7 +64,10 @@ pub fn run(config: Serve) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the threads for HTTP")?;
-    runtime.block_on(serve(config))
+    let result = runtime.block_on(serve(config));
+    // Without waiting for a name server that does not answer.
+    runtime.shutdown_background();
+    result
 }
 
 async fn serve(config: Serve) -> anyhow::Result<()> {
@@ -69,7 +85,8 @@ async fn serve(config: Serve) -> anyhow::Result<()> {
     );
 
     let (fatal, died) = oneshot::channel();
-    let (stop_loading, stop) = channel();
+    let stop_loading = CancellationToken::new();
+    let (loading, loaded) = oneshot::channel::<()>();
     let loader = Loader {
         models: Arc::clone(&models),
         metrics: Arc::clone(&metrics),
@@ -77,7 +94,7 @@ async fn serve(config: Serve) -> anyhow::Result<()> {
         settings: config.settings,
         sources: config.sources,
         runtime: Handle::current(),
-        stop,
+        stop: stop_loading.clone(),
     };
     std::thread::Builder::new()
         .name("load".into())
@@ -85,6 +102,7 @@ async fn serve(config: Serve) -> anyhow::Result<()> {
             if let Err(error) = loader.load_all(config.models) {
                 drop(fatal.send(error));
             }
+            drop(loading);
         })
         .context("cannot start the thread that loads models")?;
 
@@ -107,7 +125,10 @@ async fn serve(config: Serve) -> anyhow::Result<()> {
         shutdown_timeout: config.shutdown_timeout,
     };
     let finished = accept::serve(listener, http::router(Arc::clone(&shared)), settings, metrics, stop).await;
-    drop(stop_loading);
+    stop_loading.cancel();
+    if tokio::time::timeout(LOADER_PATIENCE, loaded).await.is_err() {
+        tracing::warn!("stopping while a model is being loaded");
+    }
     outcome.await.context("the server stopped without being told to")??;
     if finished {
         // Nobody waits for an answer any more; forwards are short.
@@ -126,8 +147,8 @@ struct Loader {
     settings: Settings,
     sources: Sources,
     runtime: Handle,
-    /// Closed when the server stops.
-    stop: Receiver<()>,
+    /// Cancelled when the server stops.
+    stop: CancellationToken,
 }
 
 /// Why one model is not in service.
@@ -138,6 +159,8 @@ enum Trouble {
     Passing(String),
     /// What was fetched cannot be served.
     Lasting(String),
+    /// The server stops.
+    Stopping,
 }
 
 impl Loader {
@@ -151,6 +174,7 @@ impl Loader {
             for spec in specs {
                 match self.load(&spec) {
                     Ok(()) => {}
+                    Err(Trouble::Stopping) => return Ok(()),
                     Err(Trouble::Fatal(error)) => return Err(error),
                     Err(Trouble::Lasting(why)) => {
                         tracing::error!(model = spec.name, why, "cannot be served");
@@ -171,24 +195,27 @@ impl Loader {
             if again.is_empty() {
                 return Ok(());
             }
-            match self.stop.recv_timeout(RETRY_FETCH) {
-                Err(RecvTimeoutError::Timeout) => specs = again,
-                _ => return Ok(()),
+            let pause = tokio::time::sleep(RETRY_FETCH);
+            if self.runtime.block_on(self.stop.run_until_cancelled(pause)).is_none() {
+                return Ok(());
             }
+            specs = again;
         }
     }
 
     fn load(&self, spec: &Spec) -> Result<(), Trouble> {
         let name = spec.name.as_str();
+        if self.stop.is_cancelled() {
+            return Err(Trouble::Stopping);
+        }
         match &spec.origin {
             Origin::Directory(path) => self
                 .take_into_service(name, path, path.display().to_string())
-                .map_err(|error| Trouble::Fatal(anyhow::anyhow!("model {name}: {}", one_line(&error)))),
+                .map_err(|why| Trouble::Fatal(anyhow::anyhow!("model {name}: {why}"))),
             Origin::Repository(source) => {
                 let fetched = self.fetch(name, source)?;
                 let origin = format!("{}@{}", fetched.repo, fetched.commit);
-                self.take_into_service(name, &fetched.directory, origin)
-                    .map_err(|error| Trouble::Lasting(one_line(&error)))
+                self.take_into_service(name, &fetched.directory, origin).map_err(Trouble::Lasting)
             }
         }
     }
@@ -211,12 +238,24 @@ impl Loader {
             });
         };
         let mut progress = Steps { set: &step, total: 0, files: 0, log: Log::default() };
+        let fetching = fetch::fetch(&self.sources.cache, source, hub, manifest.as_ref(), &mut progress);
         self.runtime
-            .block_on(fetch::fetch(&self.sources.cache, source, hub, manifest.as_ref(), &mut progress))
+            .block_on(self.stop.run_until_cancelled(fetching))
+            .ok_or(Trouble::Stopping)?
             .map_err(passing)
     }
 
-    fn take_into_service(&self, name: &str, path: &std::path::Path, origin: String) -> Result<(), LoadError> {
+    /// Loads and starts a model; why not, on one line, where that fails. A panic in a
+    /// library is such a failure: it must not leave the model loading for ever.
+    fn take_into_service(&self, name: &str, path: &Path, origin: String) -> Result<(), String> {
+        // A model that is half loaded is dropped and never looked at again.
+        match catch_unwind(AssertUnwindSafe(|| self.start(name, path, origin))) {
+            Ok(result) => result.map_err(|error| one_line(&error)),
+            Err(panic) => Err(format!("{}: loading it failed: {}", path.display(), panic_line(&*panic))),
+        }
+    }
+
+    fn start(&self, name: &str, path: &Path, origin: String) -> Result<(), LoadError> {
         self.models.set(name, State::Loading { step: "reading its files".into() });
         let begun = Instant::now();
         let directory = Directory::read(path)?;

@@ -19,6 +19,7 @@
 //! one has been at it for longer than the deadline, or has died. A long line is
 //! not stuck: it only means that there is much to do.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -344,16 +345,7 @@ impl Worker {
         let values = match result {
             Ok(Ok(values)) => values,
             Ok(Err(error)) => return Err(error.to_string()),
-            Err(panic) => {
-                let text = panic
-                    .downcast_ref::<String>()
-                    .map(String::as_str)
-                    .or_else(|| panic.downcast_ref::<&str>().copied());
-                return Err(format!(
-                    "panic: {}",
-                    text.unwrap_or("(no message)").lines().next().unwrap_or_default()
-                ));
-            }
+            Err(panic) => return Err(format!("panic: {}", panic_line(&*panic))),
         };
         if values.len() == batch.len() * self.dimensions {
             Ok(values)
@@ -366,6 +358,13 @@ impl Worker {
             ))
         }
     }
+}
+
+/// The first line of what a thread panicked with.
+pub(crate) fn panic_line(panic: &(dyn Any + Send)) -> &str {
+    let text =
+        panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("(no message)").lines().next().unwrap_or_default()
 }
 
 fn finite(vector: &[f32]) -> Result<Vec<f32>, Error> {

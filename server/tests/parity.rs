@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use embedding_server::metrics::Metrics;
-use embedding_server::model::{self, Directory, Dtype, Implementation, Plan, Preference, TokenBatch};
+use embedding_server::model::{self, Directory, Dtype, Implementation, Machine, Plan, Preference, TokenBatch};
 use embedding_server::models::{self, Models, Settings};
 use embedding_server::tokenize::{Encode, Pool, Tokenizer, Tokens};
 use embedding_server::worker::Threads;
@@ -109,6 +109,13 @@ fn rust_bert_vectors_are_those_of_python() {
 
 #[test]
 fn packed_bf16_vectors_are_nearly_those_of_python() {
+    if !Machine::detect().can_bf16 {
+        println!("this CPU cannot compute in bfloat16: only the refusal is tested");
+        let wish = Preference { dtype: Some(Dtype::BFloat16), ..settings().preference };
+        let refusal = Plan::decide(wish, Machine::detect()).unwrap_err().to_string();
+        assert!(refusal.starts_with("--dtype bfloat16: this CPU lacks"), "{refusal}");
+        return;
+    }
     let smallest = smallest_cosine(Implementation::Packed, Dtype::BFloat16, 16);
     assert!(smallest >= 0.9997, "{smallest}");
 }

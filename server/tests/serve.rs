@@ -119,6 +119,69 @@ fn sigterm_lets_requests_under_way_finish_and_takes_no_new_ones() {
 }
 
 #[test]
+fn being_told_to_stop_while_a_model_loads_or_computes_ends_well() {
+    for wait in [20, 60, 100, 140, 200, 260, 320, 400] {
+        let server = Server::start(&["--model", &model("mini")]);
+        std::thread::sleep(Duration::from_millis(wait));
+        server.terminate();
+        let (status, log) = server.wait();
+        assert_eq!(status.code(), Some(0), "{status} after {wait} ms\n{log}");
+    }
+    let server = Server::healthy(&["--model", &model("mini"), "--shutdown-timeout", "0"]);
+    let address = server.address;
+    let body = json!({"texts": vec!["word ".repeat(200); 400]}).to_string();
+    let request = std::thread::spawn(move || {
+        send(address, "POST", "/embeddings", &[("Content-Type", "application/json")], body.as_bytes())
+    });
+    while !server.get("/metrics").body.contains("embedding_batches_total") {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    server.terminate();
+    let (status, log) = server.wait();
+    assert_eq!(status.code(), Some(0), "{status}\n{log}");
+    assert!(log.contains("stopped before all requests were finished"), "{log}");
+    assert!(request.join().unwrap().is_err(), "the request was cut off");
+}
+
+#[test]
+fn being_told_to_stop_during_a_download_ends_well() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let hub = runtime.block_on(FakeHub::start(Tree::of_directory("org/tiny", Tiny::new().write().path())));
+    hub.fault("cdn", "", 1, Fault::Stall(1000));
+    let cache = tempfile::tempdir().unwrap();
+    let mut command = command(&["serve", "--host", "127.0.0.1", "--port", "0", "--log-format", "json"]);
+    command.args(["--model", "tiny=org/tiny@main"]).env("RUSTBERT_CACHE", cache.path());
+    let server = Server::spawn(command.env("HF_ENDPOINT", hub.endpoint.as_str()));
+    while !server.get("/health").body.contains("fetching model.safetensors") {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    server.terminate();
+    let (status, log) = server.wait();
+    assert_eq!(status.code(), Some(0), "{status}\n{log}");
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+#[test]
+fn a_connection_that_says_nothing_gives_up_its_place() {
+    let server =
+        Server::healthy(&["--model", &model("mini"), "--header-timeout", "1", "--max-connections", "3"]);
+    let connect = |first: &[u8]| {
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        stream.write_all(first).unwrap();
+        stream
+    };
+    // Silence, what could become either version, and all of HTTP/2's first words but one.
+    let silent = [connect(b""), connect(b"P"), connect(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r")];
+    assert_eq!(server.get("/livez").status, 200, "when the silent ones have lost their places");
+    for mut stream in silent {
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut answer = Vec::new();
+        std::io::Read::read_to_end(&mut stream, &mut answer).unwrap();
+        assert!(answer.is_empty(), "{answer:?}");
+    }
+}
+
+#[test]
 fn a_slow_request_head_is_cut_off() {
     let server = Server::healthy(&["--model", &model("mini"), "--header-timeout", "1"]);
     let mut stream = TcpStream::connect(server.address).unwrap();
@@ -313,6 +376,19 @@ fn rust_bert_refuses_what_it_would_compute_wrongly() {
         line,
         "DIR/config.json: layer_norm_eps is 1e-5, and rust-bert knows only 1e-12; use --implementation packed"
     );
+}
+
+#[test]
+fn a_configuration_that_is_larger_than_the_weights_is_refused_before_memory_is_set_aside() {
+    for implementation in ["packed", "rust_bert"] {
+        let mut tiny = Tiny::new();
+        tiny.config["vocab_size"] = json!(1 << 24);
+        tiny.config["hidden_size"] = json!(1 << 16);
+        tiny.pooling["word_embedding_dimension"] = json!(1 << 16);
+        let line = refusal(tiny.write().path(), &["--implementation", implementation]);
+        assert!(line.starts_with("DIR/model.safetensors: tensor embeddings."), "{line}");
+        assert!(line.ends_with("65536]"), "{line}");
+    }
 }
 
 #[test]

@@ -41,6 +41,7 @@ impl Bert {
             )?;
         let weights = Weights::open(&directory.path)?
             .with_prefix_of("embeddings.word_embeddings.weight", &["", "bert."]);
+        check_shapes(&weights, &config)?;
         let (model, mut variables) = build(&config);
         for (name, mut variable) in variables.variables() {
             let tensor = weights.get(&published_name(&weights, &name), &variable.size())?;
@@ -76,6 +77,26 @@ impl Bert {
         let packed = states.f_view([texts * longest, -1])?.f_index_select(0, &own_rows)?;
         Ok(self.tail.forward(&packed, lengths)?)
     }
+}
+
+/// Compares the configuration with the file: rust-bert sets aside what the configuration
+/// says, and ends in a panic where that is absurd.
+fn check_shapes(weights: &Weights, config: &BertConfig) -> Result<(), Error> {
+    let hidden = config.hidden_size;
+    let check = |name: String, shape: &[i64]| weights.check(&name, shape);
+    for (part, rows) in [
+        ("word_embeddings", config.vocab_size),
+        ("position_embeddings", config.max_position_embeddings),
+        ("token_type_embeddings", config.type_vocab_size),
+    ] {
+        check(format!("embeddings.{part}.weight"), &[rows, hidden])?;
+    }
+    for layer in 0..config.num_hidden_layers {
+        let name = |part: &str| format!("encoder.layer.{layer}.{part}.weight");
+        check(name("attention.self.query"), &[hidden, hidden])?;
+        check(name("intermediate.dense"), &[config.intermediate_size, hidden])?;
+    }
+    Ok(())
 }
 
 fn build(config: &BertConfig) -> (BertModel<BertEmbeddings>, nn::VarStore) {

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 use tch::{Kind, TchError, Tensor};
 
@@ -173,8 +173,8 @@ impl Weights {
         self.places.contains_key(&format!("{}{name}", self.prefix))
     }
 
-    /// The tensor `name` of shape `shape`, as f32 on the CPU.
-    pub fn get(&self, name: &str, shape: &[i64]) -> Result<Tensor, Error> {
+    /// Where the tensor `name` is, if it has this shape. Reads nothing of it.
+    fn find(&self, name: &str, shape: &[i64]) -> Result<(&Shard, &TensorInfo), Error> {
         let name = format!("{}{name}", self.prefix);
         let Some(shard) = self.places.get(&name).and_then(|&index| self.shards.get(index)) else {
             return Err(Error::Tensor {
@@ -189,6 +189,20 @@ impl Weights {
         if found != shape {
             return Err(wrong(format!("has shape {found:?}, but the configuration says {shape:?}")));
         }
+        Ok((shard, info))
+    }
+
+    /// Whether the tensor `name` is there, with this shape: for those who set aside memory
+    /// by the configuration before they read.
+    pub fn check(&self, name: &str, shape: &[i64]) -> Result<(), Error> {
+        self.find(name, shape).map(drop)
+    }
+
+    /// The tensor `name` of shape `shape`, as f32 on the CPU.
+    pub fn get(&self, name: &str, shape: &[i64]) -> Result<Tensor, Error> {
+        let (shard, info) = self.find(name, shape)?;
+        let name = format!("{}{name}", self.prefix);
+        let wrong = |problem| Error::Tensor { path: shard.path.clone(), tensor: name.clone(), problem };
         let kind = match info.dtype {
             Dtype::F32 => Kind::Float,
             Dtype::F16 => Kind::Half,

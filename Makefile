@@ -7,22 +7,28 @@ ARGS ?=
 
 python_version := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 packages := .python/.ready-$(python_version)
+# Where cargo puts what it builds: CARGO_TARGET_DIR or build.target-dir may say where.
+# Asked for by the recipes that need it, not by each make.
+target = $(shell $(CARGO) metadata --format-version 1 --no-deps \
+	| $(PYTHON) -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')
+# The models that ARGS or EMBEDDING_MODEL name, if any.
+named_models = $(EMBEDDING_MODEL)$(filter --model --model=%,$(ARGS))
 
 .PHONY: help run build test lint fmt generate bench libtorch model python clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
-run: build ## fetch the default model and serve it on port 9000 (PORT, ARGS)
-	@$(PYTHON) scripts/model target/release/embedding-server
-	exec target/release/embedding-server $(ARGS)
+run: build ## serve the default model, or those of ARGS, on port 9000 (PORT)
+	$(if $(named_models),,@$(PYTHON) scripts/model "$(target)/release/embedding-server")
+	exec "$(target)/release/embedding-server" $(ARGS)
 
 build: libtorch ## build both programs for use
 	$(CARGO) build --release --workspace --locked
 
 test: libtorch python ## run all tests, with the real model
 	$(CARGO) build --workspace --locked
-	@$(PYTHON) scripts/model target/debug/embedding-server
+	@$(PYTHON) scripts/model "$(target)/debug/embedding-server"
 	$(CARGO) test --workspace --locked
 
 lint: libtorch ## check formatting and lints
@@ -36,14 +42,14 @@ generate: libtorch ## write the generated files anew
 	UPDATE_GENERATED=1 $(CARGO) test --package embedding-server --locked --test generated
 
 bench: libtorch build ## measure the engine and the server against their peers
-	@$(PYTHON) scripts/model target/release/embedding-server
+	@$(PYTHON) scripts/model "$(target)/release/embedding-server"
 	scripts/bench $(ARGS)
 
 libtorch: ## provide LibTorch for the build
 	@$(PYTHON) scripts/libtorch
 
 model: build ## bring the default model into the cache
-	@$(PYTHON) scripts/model target/release/embedding-server
+	@$(PYTHON) scripts/model "$(target)/release/embedding-server"
 
 python: $(packages) ## provide the Python packages that the tests run
 

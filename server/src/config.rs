@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::http::HeaderValue;
 use clap::builder::FalseyValueParser;
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 use url::Url;
 
@@ -83,8 +83,21 @@ impl Cli {
         if is_flag && !matches!(first.as_deref(), Some("-h" | "--help" | "-V" | "--version")) {
             arguments.insert(arguments.len().min(1), "serve".into());
         }
-        Self::parse_from(arguments)
+        let mut matches = without_empty_variables(Self::command()).get_matches_from(arguments);
+        Self::from_arg_matches_mut(&mut matches)
+            .map_err(|error| error.format(&mut Self::command()))
+            .unwrap_or_else(|error| error.exit())
     }
+}
+
+/// An empty variable counts as unset, for every option: that is how deployments, which
+/// often cannot leave one out, say that they have no value for it.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty =
+        |argument: &Arg| argument.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    command.mut_subcommands(|command| {
+        command.mut_args(|argument| if is_empty(&argument) { argument.env(None::<&str>) } else { argument })
+    })
 }
 
 /// Where the model cache is and how a hub is reached.
@@ -411,7 +424,8 @@ impl HubArgs {
             .hf_endpoint
             .parse()
             .map_err(|error| bad("hf-endpoint", &self.hf_endpoint, format!("not a URL: {error}")))?;
-        // clap knows one variable for each flag; the lower-case ones are as common.
+        // clap knows one variable for each flag; the lower-case ones are as common. What is
+        // empty here was given as a flag, or in lower case, and means none.
         let lower = |value: Option<String>, name: &str| value.or_else(|| std::env::var(name).ok());
         let proxy = ProxySettings {
             https: lower(self.https_proxy, "https_proxy").filter(|value| !value.is_empty()),
@@ -536,8 +550,6 @@ impl FetchArgs {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -568,6 +580,36 @@ mod tests {
         assert_eq!(serve(&["--port", "1"]).unwrap().port, 1);
         assert_eq!(serve(&["serve", "--port", "2"]).unwrap().port, 2);
         assert!(matches!(parse(&["fetch"]).command, Command::Fetch(_)));
+    }
+
+    #[test]
+    fn an_empty_variable_counts_as_unset() {
+        const INNER: &str = "EMBEDDING_TEST_OF_EMPTY_VARIABLES";
+        if std::env::var_os(INNER).is_none() {
+            // Variables belong to the process, and other tests run in this one.
+            let command = Cli::command();
+            let arguments = command.get_subcommands().flat_map(clap::Command::get_arguments);
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "config::tests::an_empty_variable_counts_as_unset"])
+                .envs(arguments.filter_map(|argument| Some((argument.get_env()?, ""))))
+                .envs([(INNER, "1"), ("https_proxy", "http://proxy:1"), ("http_proxy", "")])
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+            return;
+        }
+        let config = serve(&[]).unwrap();
+        assert_eq!((config.port, config.host.as_str(), config.models.len()), (9000, "0.0.0.0", 1));
+        assert!(config.sources.cache.root().ends_with(".cache/.rustbert"), "{:?}", config.sources.cache);
+        let hub = config.sources.hub.unwrap();
+        assert_eq!(hub.endpoint.as_str(), "https://huggingface.co/");
+        assert!(hub.token.is_none() && hub.ca_file.is_none());
+        assert_eq!(hub.proxy.https.as_deref(), Some("http://proxy:1"));
+        assert_eq!((hub.proxy.http, hub.proxy.no_proxy), (None, None));
+        let Command::Fetch(args) = parse(&["fetch"]).command else { panic!("fetch expected") };
+        assert!(args.resolve().is_ok());
+        // A flag wins over the variable, with nothing too.
+        assert_eq!(serve(&["--https-proxy", ""]).unwrap().sources.hub.unwrap().proxy.https, None);
     }
 
     #[test]

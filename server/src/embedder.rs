@@ -198,10 +198,12 @@ impl Embedder {
             return Err(Error::TooManyTexts { found: count, limit });
         }
         let places = u32::try_from(count).unwrap_or(u32::MAX);
-        let _places = self.places.try_acquire_many(places).map_err(|_| Error::Overloaded {
-            retry_after: retry_after(self.queue.waiting().1, self.rate.per_worker() * self.workers as f64),
-        })?;
-        let tokens = self.pool.encode(Arc::clone(&self.tokenizer), texts).await?;
+        let _places = self.places.try_acquire_many(places).map_err(|_| self.overloaded())?;
+        let tokens =
+            self.pool.encode(Arc::clone(&self.tokenizer), texts).await.map_err(|error| match error {
+                tokenize::Error::Busy => self.overloaded(),
+                error => Error::Tokenize(error),
+            })?;
         let total = tokens.iter().map(|text| text.ids.len()).sum();
         let truncated =
             tokens.iter().enumerate().filter(|(_, text)| text.truncated).map(|(index, _)| index).collect();
@@ -218,6 +220,11 @@ impl Embedder {
         }
         ticket.request = None;
         Ok(Embedded { vectors, tokens: total, truncated })
+    }
+
+    fn overloaded(&self) -> Error {
+        let rate = self.rate.per_worker() * self.workers as f64;
+        Error::Overloaded { retry_after: retry_after(self.queue.waiting().1, rate) }
     }
 
     /// Whether its vectors come from the stand-in of the tests.

@@ -131,7 +131,16 @@ async fn find_or_download(
         Some(found) => found,
         None => download(cache, &pinned, &client, hub, &list, manifest, progress).await?,
     };
-    cache.write_ref(source, &list.commit)?;
+    // The model is here; the note is for the day that the hub does not answer.
+    if let Err(error) = cache.write_ref(source, &list.commit) {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            repo = %source.repo,
+            revision = source.revision(),
+            commit = list.commit,
+            "cannot note which commit the revision stands for"
+        );
+    }
     source.revision().clone_into(&mut fetched.revision);
     Ok(fetched)
 }

@@ -65,10 +65,38 @@ fn bring(config: &Fetch) -> anyhow::Result<Fetched> {
             )
         });
     };
+    let mut progress = fetch::stderr_progress();
+    Ok(block_on(fetch::fetch(&sources.cache, source, hub, manifest.as_ref(), &mut *progress))??)
+}
+
+/// Runs `future` to its end, and waits for nothing that it has left behind: a name that
+/// is being looked up takes as long as the system's resolver likes, on a thread that
+/// cannot be stopped.
+fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start a runtime for the download")?;
-    let mut progress = fetch::stderr_progress();
-    Ok(runtime.block_on(fetch::fetch(&sources.cache, source, hub, manifest.as_ref(), &mut *progress))?)
+    let output = runtime.block_on(future);
+    runtime.shutdown_background();
+    Ok(output)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn the_end_does_not_wait_for_a_resolver_that_is_silent() {
+        let begun = Instant::now();
+        let given_up = block_on(async {
+            // As a look-up of a name is run.
+            let silent = tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_secs(20)));
+            tokio::time::timeout(Duration::from_millis(50), silent).await.is_err()
+        });
+        assert!(given_up.unwrap());
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    }
 }

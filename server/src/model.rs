@@ -361,7 +361,11 @@ mod tests {
                 OLD,
                 "--dtype bfloat16: this CPU lacks what oneDNN needs for it (AVX-512 BW, VL and DQ, or AVX-NE-CONVERT); use --dtype float32",
             ),
-            (bf16, BF16, "--implementation rust_bert computes in float32 only; leave --dtype at auto or float32"),
+            (
+                bf16,
+                BF16,
+                "--implementation rust_bert computes in float32 only; leave --dtype at auto or float32",
+            ),
             (cuda, BF16, "--device cuda:1: this LibTorch is a CPU build or sees no GPU; use --device cpu"),
         ] {
             assert_eq!(Plan::decide(wish, machine).unwrap_err().to_string(), expected);

@@ -86,7 +86,7 @@ async fn serve(config: Serve) -> anyhow::Result<()> {
 
     let (fatal, died) = oneshot::channel();
     let stop_loading = CancellationToken::new();
-    let (loading, loaded) = oneshot::channel::<()>();
+    let (loading, loading_ended) = oneshot::channel::<()>();
     let loader = Loader {
         models: Arc::clone(&models),
         metrics: Arc::clone(&metrics),
@@ -126,7 +126,7 @@ async fn serve(config: Serve) -> anyhow::Result<()> {
     };
     let finished = accept::serve(listener, http::router(Arc::clone(&shared)), settings, metrics, stop).await;
     stop_loading.cancel();
-    if tokio::time::timeout(LOADER_PATIENCE, loaded).await.is_err() {
+    if tokio::time::timeout(LOADER_PATIENCE, loading_ended).await.is_err() {
         tracing::warn!("stopping while a model is being loaded");
     }
     outcome.await.context("the server stopped without being told to")??;

@@ -121,6 +121,11 @@ async fn openai_embeddings_have_openais_shape_as_floats_and_as_base64() {
     let bytes: Vec<u8> = values("a b").iter().flat_map(|value| value.to_le_bytes()).collect();
     let base64 = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, bytes);
     assert_eq!(response["data"], json!([{"object": "embedding", "index": 0, "embedding": base64}]));
+    // Some clients send null for what their caller did not choose.
+    let body =
+        json!({"input": "a b", "model": null, "encoding_format": null, "dimensions": null, "user": null});
+    let response = json_of(call(&shared, post_json("/v1/embeddings", &body)).await).await;
+    assert_eq!(response["data"][0]["embedding"], vector("a b"));
 }
 
 #[tokio::test]
@@ -170,7 +175,7 @@ async fn every_mistake_gets_its_status_and_a_message_in_the_one_error_shape() {
     let many = json!({"texts": vec!["a"; 101]}).to_string();
     let own = "/embeddings";
     let openai = "/v1/embeddings";
-    let table: [(Request<Body>, u16, &str, Option<&str>, &str); 33] = [
+    let table: [(Request<Body>, u16, &str, Option<&str>, &str); 42] = [
         (post(own, "{\"texts\":"), 400, "invalid_json", None, "EOF while parsing a value"),
         (post(own, ""), 400, "invalid_json", None, "EOF while parsing a value"),
         (post(own, "[[\"a\"]]"), 400, "invalid_field", None, "must be a JSON object"),
@@ -267,6 +272,45 @@ async fn every_mistake_gets_its_status_and_a_message_in_the_one_error_shape() {
             "invalid_field",
             Some("encoding_format"),
             "unknown variant `int8`",
+        ),
+        (
+            post(openai, "{\"input\":\"a\",\"encoding_format\":3}"),
+            400,
+            "invalid_field",
+            Some("encoding_format"),
+            "invalid type: integer `3`, expected a string",
+        ),
+        (
+            post(openai, "{\"input\":\"a\",\"encoding_format\":{\"base64\":null}}"),
+            400,
+            "invalid_field",
+            Some("encoding_format"),
+            "invalid type: map, expected a string",
+        ),
+        (
+            post(openai, "{\"input\":\"a\",\"dimensions\":\"4\"}"),
+            400,
+            "invalid_field",
+            Some("dimensions"),
+            "invalid type: string \"4\", expected u64",
+        ),
+        (
+            post(openai, "{\"input\":\"a\",\"model\":3}"),
+            400,
+            "invalid_field",
+            Some("model"),
+            "invalid type: integer `3`, expected a string",
+        ),
+        (post(openai, "{\"input\":null}"), 400, "invalid_field", Some("input"), "invalid type: null"),
+        (get("/v1/models/%ff"), 400, "invalid_utf8", None, "the path is not valid UTF-8"),
+        (get("/v1/models/"), 404, "no_such_path", None, "/v1/models/"),
+        (get("/%ff"), 404, "no_such_path", None, "/%ff"),
+        (
+            Request::builder().method("CONNECT").uri("host:443").body(Body::empty()).unwrap(),
+            404,
+            "no_such_path",
+            None,
+            "no such path",
         ),
         (
             post(openai, "{\"input\":\"a\",\"model\":\"gpt\"}"),
@@ -434,6 +478,13 @@ async fn a_request_past_its_time_gets_504() {
     let response = call(&shared, post_json("/embeddings", &json!({"texts": ["a"]}))).await;
     assert_eq!(response.status(), 504);
     assert_eq!(json_of(response).await["error"]["code"], "request_timeout");
+    // A body that trickles in is no longer waited for either.
+    let trickle = futures_util::stream::unfold((), async |()| {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        Some((Ok::<_, std::io::Error>(" "), ()))
+    });
+    let response = call(&shared, post("/embeddings", Body::from_stream(trickle))).await;
+    assert_eq!(response.status(), 504);
 }
 
 #[tokio::test]
@@ -461,7 +512,11 @@ async fn health_is_unavailable_until_every_model_can_embed() {
     for (model, code) in [("a", "model_loading"), ("b", "model_failed")] {
         let response = call(&shared, ask(model)).await;
         assert_eq!(response.status(), 503);
-        assert_eq!(json_of(response).await["error"]["code"], code);
+        let error = json_of(response).await;
+        assert_eq!(error["error"]["code"], code);
+        let response = call(&shared, get(&format!("/v1/models/{model}"))).await;
+        assert_eq!(response.status(), 503);
+        assert_eq!(json_of(response).await, error);
     }
     let ready = fake_server();
     let response = call(&ready, get("/health")).await;

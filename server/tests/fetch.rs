@@ -344,6 +344,23 @@ async fn a_branch_stands_for_what_it_last_did_when_the_hub_does_not_answer() {
 }
 
 #[tokio::test]
+async fn a_branch_needs_no_writing_to_a_cache_that_has_it() {
+    let bench = Bench::new(plain_model(1_000)).await;
+    let first = bench.fetch("main").await.unwrap();
+    let refs = bench.cache.root().join("models--test-org--tiny-model/refs");
+    // A note is written by renaming, which gives it another inode.
+    let inode = || std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(refs.join("main")).unwrap());
+    let noted = inode();
+    assert_eq!(bench.fetch("main").await.unwrap().directory, first.directory);
+    assert_eq!(inode(), noted);
+
+    // Permissions do not stop root, this does.
+    std::fs::remove_dir_all(&refs).unwrap();
+    std::fs::write(&refs, "a file in its place").unwrap();
+    assert_eq!(bench.fetch("main").await.unwrap().directory, first.directory);
+}
+
+#[tokio::test]
 async fn a_branch_with_slashes_is_asked_for_and_remembered_as_one_name() {
     let bench = Bench::new(plain_model(1_000)).await;
     bench.hub.change(|tree| tree.refs = vec!["refs/pr/1".to_owned()]);

@@ -46,7 +46,7 @@ fn the_configuration_reference() {
     let mut text = String::from(
         "# Configuration\n\n<!-- GENERATED from the code by `make generate`. -->\n\n\
          Every option of `embedding-server` is a flag and, where it has one, an environment variable; the flag\n\
-         wins. `embedding-server SUBCOMMAND --help` says the same.\n",
+         wins. An empty variable counts as unset. `embedding-server SUBCOMMAND --help` says the same.\n",
     );
     for command in Cli::command().get_subcommands() {
         let about = command.get_about().map(ToString::to_string).unwrap_or_default();

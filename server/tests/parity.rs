@@ -10,7 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use embedding_server::metrics::Metrics;
-use embedding_server::model::{self, Directory, Dtype, Implementation, Machine, Plan, Preference, TokenBatch};
+use embedding_server::model::{
+    self, Directory, Dtype, Implementation, Machine, Plan, Preference, TokenBatch,
+};
 use embedding_server::models::{self, Models, Settings};
 use embedding_server::tokenize::{Encode, Pool, Tokenizer, Tokens};
 use embedding_server::worker::Threads;

@@ -143,6 +143,10 @@ impl Cache {
         if source.commit().is_some() {
             return Ok(());
         }
+        // A cache that is up to date may be read-only. What cannot be read is written anew.
+        if self.read_ref(source).is_ok_and(|noted| noted.as_deref() == Some(commit)) {
+            return Ok(());
+        }
         let refs = self.model(&source.repo).join("refs");
         fs::create_dir_all(&refs).map_err(Error::io("creating", &refs))?;
         let path = refs.join(source.ref_file());

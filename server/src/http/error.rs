@@ -1,7 +1,7 @@
 //! The one error body, and the one place that maps domain errors to HTTP.
 //!
 //! ```json
-//! {"error": {"message": "…", "type": "invalid_request_error", "param": "texts", "code": "missing_field"}}
+//! {"error": {"message": "…", "type": "invalid_request_error", "param": "texts", "code": "invalid_field"}}
 //! ```
 //!
 //! It is OpenAI's shape on every path, because the clients that agents use turn it
@@ -86,9 +86,10 @@ impl ApiError {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
     }
 
-    /// 408: the body did not arrive in time.
-    pub(super) fn body_timeout() -> Self {
-        Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the request body did not arrive in time")
+    /// 408: the body stopped arriving.
+    pub(super) fn body_timeout(seconds: u64) -> Self {
+        let message = format!("nothing of the request body arrived for {seconds} s");
+        Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
     }
 
     /// 404: no route.

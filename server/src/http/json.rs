@@ -5,14 +5,15 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::header;
-use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeOwned, IgnoredAny};
+use tokio::time::{Instant, timeout_at};
 
 use super::error::ApiError;
 
-/// A client that sends nothing for so long has gone, or wants to occupy a place.
-const BODY_TIMEOUT: Duration = Duration::from_mins(1);
+/// A client that sends nothing for so long has gone, or wants to occupy a place. One that
+/// sends slowly has the time of a whole request, which `observe` bounds.
+const BODY_IDLE: Duration = Duration::from_mins(1);
 
 /// Reads the request's body as JSON into `T`.
 pub(super) async fn read<T: DeserializeOwned>(request: Request, max_bytes: usize) -> Result<T, ApiError> {
@@ -25,7 +26,7 @@ pub(super) async fn read<T: DeserializeOwned>(request: Request, max_bytes: usize
     if announced.is_some_and(|length| length > max_bytes as u64) {
         return Err(ApiError::body_too_large(max_bytes));
     }
-    let bytes = collect(request.into_body(), max_bytes).await?;
+    let bytes = collect(request.into_body(), max_bytes, BODY_IDLE).await?;
     parse(&bytes)
 }
 
@@ -42,16 +43,27 @@ fn check_content_type(request: &Request) -> Result<(), ApiError> {
     }
 }
 
-async fn collect(body: Body, max_bytes: usize) -> Result<Bytes, ApiError> {
-    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, max_bytes).collect()).await;
-    match collected {
-        Err(_) => Err(ApiError::body_timeout()),
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::body_too_large(max_bytes)),
-        Ok(Err(error)) => {
-            Err(ApiError::bad_request("unreadable_body", format!("the request body cannot be read: {error}")))
+async fn collect(body: Body, max_bytes: usize, idle: Duration) -> Result<Vec<u8>, ApiError> {
+    let mut body = Limited::new(body, max_bytes);
+    let mut collected = Vec::new();
+    let mut deadline = Instant::now() + idle;
+    while let Some(frame) =
+        timeout_at(deadline, body.frame()).await.map_err(|_| ApiError::body_timeout(idle.as_secs()))?
+    {
+        let frame = frame.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                ApiError::body_too_large(max_bytes)
+            } else {
+                ApiError::bad_request("unreadable_body", format!("the request body cannot be read: {error}"))
+            }
+        })?;
+        // Frames without data keep nobody waiting for longer.
+        if let Some(data) = frame.data_ref().filter(|data| !data.is_empty()) {
+            collected.extend_from_slice(data);
+            deadline = Instant::now() + idle;
         }
     }
+    Ok(collected)
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
@@ -100,9 +112,38 @@ fn explain<T: DeserializeOwned>(text: &str, error: &serde_json::Error) -> ApiErr
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::stream;
     use serde::Deserialize;
 
     use super::*;
+
+    /// A body that comes in `parts` with `pause` before each, and then never ends.
+    fn slow(parts: usize, part: &'static str, pause: Duration) -> Body {
+        Body::from_stream(stream::unfold(0, move |sent| async move {
+            if sent == parts {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(pause).await;
+            Some((Ok::<_, Infallible>(part), sent + 1))
+        }))
+    }
+
+    #[tokio::test]
+    async fn a_body_may_come_slowly_but_not_stop() {
+        let (pause, idle) = (Duration::from_millis(100), Duration::from_secs(1));
+        // Its twelve parts take longer than the idle limit; the limit of bytes shows that all came.
+        let error = collect(slow(12, "a", pause), 11, idle).await.unwrap_err();
+        assert_eq!(error.code(), "body_too_large");
+        let begun = Instant::now();
+        assert_eq!(collect(slow(3, "a", pause), 11, idle).await.unwrap_err().code(), "body_timeout");
+        assert!(begun.elapsed() >= pause * 3 + idle, "{:?}", begun.elapsed());
+        // Frames with nothing in them are no sign of life.
+        let begun = Instant::now();
+        assert_eq!(collect(slow(30, "", pause), 11, idle).await.unwrap_err().code(), "body_timeout");
+        assert!(begun.elapsed() < pause * 20, "{:?}", begun.elapsed());
+    }
 
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]

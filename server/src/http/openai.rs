@@ -4,36 +4,45 @@
 //! an embedding (`user`, for one).
 
 use std::fmt;
-use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::de::{Error as _, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::ApiError;
 use super::native::{embed, headers};
-use super::{Shared, SharedState, json};
-use crate::models::{self, State as ModelState};
+use super::{SharedState, json};
+use crate::embedder::Embedder;
+use crate::models::State as ModelState;
 
 #[derive(Debug, Deserialize)]
 struct EmbedRequest {
     input: Input,
     model: Option<String>,
-    #[serde(default)]
-    encoding_format: EncodingFormat,
+    encoding_format: Option<EncodingFormat>,
     dimensions: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EncodingFormat {
-    #[default]
     Float,
     Base64,
+}
+
+// Not derived: serde_json calls anything but a string there a mistake in the JSON.
+impl<'de> Deserialize<'de> for EncodingFormat {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "float" => Ok(Self::Float),
+            "base64" => Ok(Self::Base64),
+            other => Err(D::Error::unknown_variant(other, &["float", "base64"])),
+        }
+    }
 }
 
 /// `input`: a string, an array of strings, or token ids in either nesting.
@@ -180,8 +189,8 @@ pub(super) async fn embeddings(State(shared): SharedState, request: Request) -> 
             object: "embedding",
             index,
             embedding: match body.encoding_format {
-                EncodingFormat::Float => Encoded::Float(vector),
-                EncodingFormat::Base64 => Encoded::Base64(base64(&vector)),
+                None | Some(EncodingFormat::Float) => Encoded::Float(vector),
+                Some(EncodingFormat::Base64) => Encoded::Base64(base64(&vector)),
             },
         })
         .collect();
@@ -211,48 +220,39 @@ struct Model {
     owned_by: String,
 }
 
-/// The models that can embed now.
-fn ready(shared: &Shared) -> Vec<Model> {
-    let ready = shared.models.states().into_iter().filter_map(|(name, state)| match state {
-        ModelState::Ready(embedder) => Some((name.to_owned(), embedder)),
-        _ => None,
-    });
-    ready
-        .map(|(id, embedder)| Model {
-            id,
+impl Model {
+    fn new(name: &str, embedder: &Embedder) -> Self {
+        let owner = embedder.about().source.split('/').next().filter(|owner| !owner.is_empty());
+        Self {
+            id: name.to_owned(),
             object: "model",
             created: 0,
-            owned_by: embedder
-                .about()
-                .source
-                .split('/')
-                .next()
-                .filter(|owner| !owner.is_empty())
-                .unwrap_or("local")
-                .to_owned(),
-        })
-        .collect()
+            owned_by: owner.unwrap_or("local").to_owned(),
+        }
+    }
 }
 
-/// `GET /v1/models`.
+/// `GET /v1/models`: the models that can embed now.
 pub(super) async fn models(State(shared): SharedState) -> Response {
-    Json(ModelList { object: "list", data: ready(&shared) }).into_response()
+    let ready = shared.models.states().into_iter().filter_map(|(name, state)| match state {
+        ModelState::Ready(embedder) => Some(Model::new(name, &embedder)),
+        _ => None,
+    });
+    Json(ModelList { object: "list", data: ready.collect() }).into_response()
 }
 
 /// `GET /v1/models/{id}`; ids may contain slashes.
 pub(super) async fn model(
-    State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
+    State(shared): SharedState,
+    // axum's own rejection would not be in our shape.
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
-    let mut models = ready(&shared);
-    match models.iter().position(|model| model.id == id) {
-        Some(index) => Ok(Json(models.swap_remove(index)).into_response()),
-        None => Err(models::Error::Unknown {
-            name: id,
-            served: models.into_iter().map(|model| model.id).collect(),
-        }
-        .into()),
-    }
+    // One part of the path, of any text: nothing else can be wrong with it.
+    let Path(id) = id.map_err(|_| {
+        ApiError::bad_request("invalid_utf8", "the model's id in the path is not valid UTF-8")
+    })?;
+    let (name, embedder) = shared.models.get(Some(&id))?;
+    Ok(Json(Model::new(name, &embedder)).into_response())
 }
 
 #[cfg(test)]

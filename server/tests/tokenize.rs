@@ -1,0 +1,340 @@
+//! A text has the tokens that the tokenizers library gives it, and a long one costs no
+//! more than what a model can look at.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps in vain fails, as it should")]
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use embedding_server::model::Directory;
+use embedding_server::tokenize::{Encode, Error, Pool, Tokenizer, Tokens};
+use serde_json::json;
+use support::minilm;
+use tokenizers::{TruncationDirection, TruncationParams, TruncationStrategy};
+
+/// How long a text is that fills a body of the largest size allowed.
+const HUGE: usize = 31_000_000;
+
+/// A tokenizer, and the library's own truncation to compare it with.
+struct Compared {
+    ours: Tokenizer,
+    oracle: tokenizers::Tokenizer,
+}
+
+impl Compared {
+    fn new(path: &Path, max_tokens: usize) -> Self {
+        let directory =
+            Directory { max_tokens, path: path.to_owned(), ..Directory::read(&minilm()).unwrap() };
+        let mut oracle = tokenizers::Tokenizer::from_file(path.join("tokenizer.json")).unwrap();
+        oracle.with_padding(None);
+        oracle
+            .with_truncation(Some(TruncationParams {
+                max_length: max_tokens,
+                direction: TruncationDirection::Right,
+                strategy: TruncationStrategy::LongestFirst,
+                stride: 0,
+            }))
+            .unwrap();
+        Self { ours: Tokenizer::load(&directory, 30_522).unwrap(), oracle }
+    }
+
+    fn check(&self, text: &str) {
+        let encoding = self.oracle.encode(text, true).unwrap();
+        let whole =
+            Tokens { ids: encoding.get_ids().to_vec(), truncated: !encoding.get_overflowing().is_empty() };
+        let ours = self.ours.encode(text).unwrap();
+        assert_eq!(ours, whole, "{} bytes: {:.300?}", text.len(), text);
+    }
+}
+
+/// Of which texts are made: what splits words, what is dropped, what combines, and
+/// what is, or nearly is, an added token.
+const PARTS: [&str; 34] = [
+    "the",
+    "embedding",
+    "x",
+    " ",
+    " ",
+    " ",
+    " ",
+    "\n",
+    "\r\n",
+    "\t",
+    ".",
+    "a.a",
+    "日本語",
+    "ひらがな",
+    "สวัสดี",
+    "é",
+    "e\u{301}",
+    "\u{301}\u{316}\u{301}",
+    "[MASK]",
+    "[MA",
+    "SK]",
+    "[",
+    "]",
+    "\u{0}",
+    "\u{200b}",
+    "ΑΣ",
+    "\u{600}",
+    "👩‍👩‍👧",
+    "👍🏽",
+    "\u{a0}",
+    "\u{3000}",
+    "한국어",
+    "İ",
+    "\u{fffd}",
+];
+
+/// A text of about so many bytes, with runs of one part here and there.
+fn generated(seed: u32, length: usize) -> String {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345);
+    let mut next = |below: usize| {
+        // A linear congruential generator (Numerical Recipes).
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as usize % below
+    };
+    let mut text = String::new();
+    let favourite = next(PARTS.len());
+    while text.len() < length {
+        let part = PARTS[next(PARTS.len())];
+        match next(40) {
+            0 => text.push_str(&part.repeat(next(300))),
+            1 => text.push_str(&part.repeat(next(4000))),
+            2..=12 => text.push_str(&PARTS[favourite].repeat(1 + next(40))),
+            _ => text.push_str(part),
+        }
+    }
+    text
+}
+
+#[test]
+fn tokens_are_those_of_the_librarys_own_truncation() {
+    let texts: Vec<String> = serde_json::from_str(include_str!("parity/texts.json")).unwrap();
+    let long = texts.join(" ");
+    for max_tokens in [3, 5, 64, 256, 512] {
+        let compared = Compared::new(&minilm(), max_tokens);
+        for text in &texts {
+            compared.check(text);
+        }
+        compared.check(&long);
+        for seed in 0..40 {
+            compared.check(&generated(seed, 200));
+            compared.check(&generated(seed + 1000, 20_000));
+        }
+    }
+}
+
+#[test]
+fn what_comes_late_in_a_long_text_is_found() {
+    let compared = Compared::new(&minilm(), 16);
+    for filler in ["x", "0", " ", "\n", "\u{0}", "\u{301}", "\u{200b}", "é", "ส"] {
+        for length in [8_100, 8_192, 50_000, 150_000] {
+            let filler = filler.repeat(length / filler.len());
+            for (before, after) in [
+                ("", ""),
+                ("", " "),
+                ("", "b"),
+                ("a", "b"),
+                ("a ", " b"),
+                ("[", "MASK]"),
+                ("[MASK]", "[MASK]"),
+                ("hello wor", "ld. hello world. 日本語 "),
+                ("a", " 1 2 3 4 5 6 7 8 9 10 11 12 13"),
+                ("a", " 1 2 3 4 5 6 7 8 9 10 11 12 13 14"),
+            ] {
+                compared.check(&format!("{before}{filler}{after}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_text_is_cut_anywhere_with_the_same_tokens() {
+    let compared = Compared::new(&minilm(), 8);
+    for tail in ["[MASK] [MASK]", "e\u{301}\u{316}e\u{301}", "日本語日本語", "unbelievably", ". . . .", "👩‍👩‍👧"]
+    {
+        for shift in 0..20 {
+            // The cut is at 8 KiB; what the model looks at is just before it.
+            let space = " ".repeat(8_192 - shift);
+            let odd = "\u{0}".repeat(8_192 - shift);
+            compared.check(&format!("{space}{}", tail.repeat(50)));
+            compared.check(&format!("{odd}{}", tail.repeat(50)));
+        }
+    }
+}
+
+#[test]
+fn a_word_is_not_judged_before_it_has_ended() {
+    let compared = Compared::new(&minilm(), 8);
+    // Unknown, because it is too long. Cut before its hundredth letter, it would have many
+    // tokens, more than are asked for.
+    let word = "é".repeat(150);
+    for shift in (0..300).step_by(10) {
+        let before = "\u{0}".repeat(8_192 - shift);
+        compared.check(&format!("{before}{word} and more"));
+        compared.check(&format!("{before}{word}"));
+    }
+}
+
+/// A directory with a tokenizer that is not BERT's.
+fn written(tokenizer: &serde_json::Value) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    directory
+}
+
+fn special() -> serde_json::Value {
+    json!({"type": "RobertaProcessing", "sep": ["</s>", 1], "cls": ["<s>", 0], "trim_offsets": true,
+           "add_prefix_space": false})
+}
+
+fn added() -> serde_json::Value {
+    let token = |id: u32, content: &str, lstrip: bool| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": lstrip, "rstrip": false,
+               "normalized": false, "special": true})
+    };
+    json!([token(0, "<s>", false), token(1, "</s>", false), token(2, "[MASK]", true)])
+}
+
+#[test]
+fn pieces_of_sentencepiece_are_the_same() {
+    let mut vocabulary =
+        vec![json!(["<s>", 0.0]), json!(["</s>", 0.0]), json!(["[MASK]", 0.0]), json!(["<unk>", 0.0])];
+    let pieces = [
+        "▁", "▁the", "the", "▁e", "mbed", "ding", "embed", "d", "e", "x", "xx", "xxx", "▁a", ".", "a", "日",
+        "本語", "日本", "語", "é", "[", "MA", "ΑΣ",
+    ];
+    vocabulary.extend(pieces.iter().zip(1u8..).map(|(piece, rank)| json!([piece, -0.37 * f64::from(rank)])));
+    let written = written(&json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added(),
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "NFKC"}, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"},
+            {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true}]},
+        "post_processor": special(), "decoder": null,
+        "model": {"type": "Unigram", "unk_id": 3, "vocab": vocabulary, "byte_fallback": false},
+    }));
+    for max_tokens in [8, 256, 512] {
+        let compared = Compared::new(written.path(), max_tokens);
+        for seed in 0..40 {
+            compared.check(&generated(seed, 30_000));
+        }
+        for part in PARTS {
+            compared.check(&part.repeat(40_000 / part.len()));
+        }
+    }
+}
+
+#[test]
+fn tokens_of_bytes_are_the_same() {
+    // The alphabet of GPT-2: printable bytes are themselves, others follow from U+0100.
+    let printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let mut others = 0x100..;
+    let alphabet = (0..256).map(|byte| if printable(byte) { byte } else { others.next().unwrap() });
+    let mut vocabulary: Vec<String> = ["<s>", "</s>", "[MASK]"].map(str::to_owned).into();
+    vocabulary.extend(alphabet.map(|code| char::from_u32(code).unwrap().to_string()));
+    vocabulary.extend(["th", "the", "Ġthe", "xx", "xxxx", "ĠĠ"].map(str::to_owned));
+    let ids: serde_json::Map<String, serde_json::Value> =
+        vocabulary.iter().zip(0u32..).map(|(token, id)| (token.clone(), json!(id))).collect();
+    let written = written(&json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added(), "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "post_processor": special(), "decoder": null,
+        "model": {"type": "BPE", "vocab": ids, "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "merges": [["t", "h"], ["th", "e"], ["Ġ", "the"], ["x", "x"], ["xx", "xx"], ["Ġ", "Ġ"]]},
+    }));
+    for max_tokens in [8, 256, 512] {
+        let compared = Compared::new(written.path(), max_tokens);
+        for seed in 0..40 {
+            compared.check(&generated(seed, 30_000));
+        }
+        for part in PARTS {
+            compared.check(&part.repeat(40_000 / part.len()));
+        }
+    }
+}
+
+/// The most memory that this process has had at once, in MiB, since the last call.
+fn peak() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    // Starts counting anew, where that is allowed.
+    drop(std::fs::write("/proc/self/clear_refs", "5"));
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() / 1024
+}
+
+#[test]
+fn a_text_as_long_as_a_body_may_be_costs_little() {
+    let compared = Compared::new(&minilm(), 256);
+    // What it is made of, how many tokens it has, and whether it was cut.
+    for (part, tokens, truncated) in [
+        ("a.", 256, true),
+        ("word ", 256, true),
+        ("日", 256, true),
+        ("[MASK]", 256, true),
+        // One word, which is unknown.
+        ("a", 3, false),
+        (" ", 2, false),
+        (" \r\n", 2, false),
+        // One word too, but its end was not looked for.
+        ("ส", 3, true),
+        ("\u{301}", 2, true),
+        ("\u{0}", 2, true),
+    ] {
+        let text = part.repeat(HUGE / part.len());
+        peak();
+        let begun = Instant::now();
+        let found = compared.ours.encode(&text).unwrap();
+        let took = begun.elapsed();
+        let peak = peak();
+        println!("{part:?}: {took:?}, at most {peak} MiB");
+        assert_eq!((found.ids.len(), found.truncated), (tokens, truncated), "{part:?}");
+        assert!(took < Duration::from_secs(8), "{part:?}: {took:?}");
+        // The texts of other tests are counted too; all of this one's tokens would take gigabytes.
+        assert!(peak < 1500, "{part:?}: {peak} MiB");
+    }
+}
+
+/// Counts the texts that it is given, slowly.
+#[derive(Debug, Default)]
+struct Slow(AtomicUsize);
+
+impl Encode for Slow {
+    fn encode(&self, _text: &str) -> Result<Tokens, Error> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(20));
+        Ok(Tokens { ids: vec![1], truncated: false })
+    }
+}
+
+#[tokio::test]
+async fn the_texts_of_a_caller_who_has_left_are_not_tokenised() {
+    for count in [7, 70] {
+        let (pool, slow) = (Pool::new(1).unwrap(), Arc::new(Slow::default()));
+        let texts = vec!["text".to_owned(); count];
+        let left = tokio::time::timeout(Duration::from_millis(30), pool.encode(slow.clone(), texts)).await;
+        assert!(left.is_err());
+        // The pool has one thread, so this is done after what is left of the first.
+        pool.encode(slow.clone(), vec!["text".to_owned()]).await.unwrap();
+        let done = slow.0.load(Ordering::Relaxed);
+        assert!(done < 6, "{done} of {count}");
+    }
+}
+
+#[tokio::test]
+async fn the_pool_takes_only_so_many_bytes_at_once() {
+    let (pool, slow) = (Pool::new(1).unwrap(), Arc::new(Slow::default()));
+    let texts = || vec!["x".repeat(150 << 20)];
+    let (first, second) =
+        tokio::join!(pool.encode(slow.clone(), texts()), pool.encode(slow.clone(), texts()));
+    assert!(first.is_ok());
+    assert!(matches!(second, Err(Error::Busy)), "{second:?}");
+    assert!(pool.encode(slow.clone(), texts()).await.is_ok());
+    // One that is larger than all that is allowed together is tokenised when it is alone.
+    assert!(pool.encode(slow, vec!["x".repeat(300 << 20)]).await.is_ok());
+}

@@ -14,7 +14,7 @@ target = $(shell $(CARGO) metadata --format-version 1 --no-deps \
 # The models that ARGS or EMBEDDING_MODEL name, if any.
 named_models = $(EMBEDDING_MODEL)$(filter --model --model=%,$(ARGS))
 
-.PHONY: help run build test lint fmt generate bench libtorch model python clean
+.PHONY: help run build test lint fmt generate bench libtorch model python kube clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -26,7 +26,7 @@ run: build ## serve the default model, or those of ARGS, on port 9000 (PORT)
 build: libtorch ## build both programs for use
 	$(CARGO) build --release --workspace --locked
 
-test: libtorch python ## run all tests, with the real model
+test: libtorch python kube ## run all tests, with the real model
 	$(CARGO) build --workspace --locked
 	@$(PYTHON) scripts/model "$(target)/debug/embedding-server"
 	$(CARGO) test --workspace --locked
@@ -40,6 +40,7 @@ fmt: ## format the code
 
 generate: libtorch ## write the generated files anew
 	UPDATE_GENERATED=1 $(CARGO) test --package embedding-server --locked --test generated
+	UPDATE_GENERATED=1 $(CARGO) test --package embedding-operator --locked --test golden
 
 bench: libtorch build ## measure the engine and the server against their peers
 	@$(PYTHON) scripts/model "$(target)/release/embedding-server"
@@ -59,6 +60,9 @@ $(packages): scripts/requirements-test.txt
 	@rm -rf .python
 	PIP_ROOT_USER_ACTION=ignore $(PYTHON) -m pip install --quiet --disable-pip-version-check --target .python --requirement $<
 	@touch $@
+
+kube: ## provide the Kubernetes control plane that the tests run
+	@$(PYTHON) scripts/kube
 
 clean: ## remove what was built (LibTorch and models stay)
 	$(CARGO) clean

@@ -1,14 +1,27 @@
-//! The operator of the kagent embeddings platform.
-//!
-//! It does not reconcile anything yet: this binary only knows its version.
+//! The command line of the operator; what it does is in the library.
 
-use clap::Parser;
+use std::process::ExitCode;
+use std::sync::Arc;
 
-/// Runs embedding models on Kubernetes from `EmbeddingModel` resources (not yet: only --version).
-#[derive(Parser)]
-#[command(version, arg_required_else_help = true)]
-struct Cli {}
+use anyhow::Context as _;
+use clap::Parser as _;
+use embedding_operator::config::Cli;
+use embedding_operator::{run, telemetry};
 
-fn main() {
-    Cli::parse();
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = telemetry::start(&cli.log, cli.log_format).and_then(|()| {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?;
+        runtime.block_on(run::run(Arc::new(cli)))
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

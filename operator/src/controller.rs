@@ -1,0 +1,359 @@
+//! Reconciling: observe → validate → build → apply → report.
+//!
+//! ```text
+//! EmbeddingModel ─▶ observe ─▶ validate ─▶ build ─▶ apply ─┐
+//!                   (I/O)      (pure)      (pure)   (I/O)  │
+//!                      └────────── any Error ──────────────┤
+//!                                Outcome ─▶ report ─▶ one status write, requeue
+//! ```
+//!
+//! Errors are values that reach `report`, so the status always tells the truth. There is no
+//! finalizer: owner references collect what was made for a model, and a retained cache is a
+//! claim without one.
+
+pub mod apply;
+pub mod build;
+pub mod diagnose;
+pub mod fetched;
+pub mod object;
+pub mod observe;
+pub mod report;
+pub mod same;
+pub mod validate;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
+use kube::runtime::controller::{Action, Controller};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::watcher;
+use kube::{Api, Client, Resource as _, ResourceExt as _};
+use rand::Rng as _;
+use serde_json::json;
+
+use self::build::names;
+use self::fetched::State;
+use self::object::Kind;
+use self::report::Outcome;
+use self::validate::Refusal;
+use crate::config::Config;
+use crate::crd::EmbeddingModel;
+use crate::crd::status::{ConditionType, EmbeddingModelStatus, Reason};
+use crate::metrics::Metrics;
+
+/// How long until a model in order is looked at again, for what no watch tells.
+const RESYNC: Duration = Duration::from_mins(10);
+/// How long until a model on its way is looked at again: causes of trouble are told by
+/// events, which are not watched.
+const PROGRESS: Duration = Duration::from_secs(10);
+/// How long until what was refused is looked at again: what it refers to may have come.
+const REFUSED: Duration = Duration::from_secs(15);
+/// The longest wait after errors in a row.
+const MAX_BACKOFF: Duration = Duration::from_mins(5);
+
+/// What all reconciles share.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// How the operator is configured.
+    pub config: Config,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    recorder: Recorder,
+    /// Errors in a row, by model.
+    failures: Mutex<HashMap<ObjectRef<EmbeddingModel>, u32>>,
+}
+
+impl Context {
+    /// For one client.
+    pub fn new(client: Client, config: Config, metrics: Arc<Metrics>) -> Arc<Self> {
+        let reporter = Reporter { controller: names::FIELD_MANAGER.into(), instance: None };
+        let recorder = Recorder::new(client.clone(), reporter);
+        Arc::new(Self { client, config, metrics, recorder, failures: Mutex::default() })
+    }
+
+    fn failures_of(&self, model: &EmbeddingModel, failed: bool) -> u32 {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let reference = ObjectRef::from_obj(model);
+        if !failed {
+            failures.remove(&reference);
+            return 0;
+        }
+        let count = failures.entry(reference).or_default();
+        *count = count.saturating_add(1);
+        *count
+    }
+}
+
+/// A reconcile that did not get to its end, by the step that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Looking.
+    #[error("cannot see what is there")]
+    Observe(#[source] observe::Error),
+    /// Writing.
+    #[error("cannot make what should be")]
+    Apply(#[source] apply::Error),
+    /// Telling.
+    #[error("cannot write the status")]
+    Report(#[source] kube::Error),
+}
+
+impl Error {
+    /// The step; a label of metrics.
+    pub fn step(&self) -> &'static str {
+        match self {
+            Self::Observe(_) => "observe",
+            Self::Apply(_) => "apply",
+            Self::Report(_) => "report",
+        }
+    }
+}
+
+/// One reconcile.
+pub async fn reconcile(model: Arc<EmbeddingModel>, context: Arc<Context>) -> Result<Action, Error> {
+    let begun = Instant::now();
+    let result = reconcile_steps(&model, &context).await;
+    context.metrics.reconciled(&result, begun.elapsed());
+    if result.is_ok() {
+        context.failures_of(&model, false);
+    }
+    result
+}
+
+async fn reconcile_steps(model: &EmbeddingModel, context: &Context) -> Result<Action, Error> {
+    if model.metadata.deletion_timestamp.is_some() {
+        // Owner references do the rest.
+        return Ok(Action::await_change());
+    }
+    let client = &context.client;
+    let now = Timestamp::now();
+    let monitors = model.spec.monitoring.service_monitor && service_monitors_exist(client).await;
+    let observed = match observe::observe(client, model, monitors).await {
+        Ok(observed) => observed,
+        Err(error) => {
+            let outcome =
+                Outcome::Failed { reason: Reason::ApplyFailed, message: with_causes(&error), wanted: None };
+            report(context, model, None, &outcome, now).await?;
+            return Err(Error::Observe(error));
+        }
+    };
+    let valid = match validate::validate(model, observed.source_claim.as_ref(), &context.config) {
+        Ok(valid) => valid,
+        Err(refusal) => {
+            report(context, model, Some(&observed), &Outcome::Refused(&refusal), now).await?;
+            return Ok(Action::requeue(with_jitter(refused_for(&refusal))));
+        }
+    };
+    let desired = build::build(&valid, &observed, &context.config, now);
+    let applied = if valid.paused { Ok(0) } else { apply::apply(client, &valid, &observed, &desired).await };
+    match applied {
+        Ok(writes) => {
+            let outcome = Outcome::Applied { model: &valid, desired: &desired, writes };
+            let status = report(context, model, Some(&observed), &outcome, now).await?;
+            Ok(Action::requeue(with_jitter(next_look(&desired.files, &status, now))))
+        }
+        Err(error) => {
+            let outcome = Outcome::Failed {
+                reason: error.reason(),
+                message: with_causes(&error),
+                wanted: Some((&valid, &desired)),
+            };
+            report(context, model, Some(&observed), &outcome, now).await?;
+            Err(Error::Apply(error))
+        }
+    }
+}
+
+fn refused_for(refusal: &Refusal) -> Duration {
+    if refusal.reason == Reason::ReferenceMissing { REFUSED } else { RESYNC }
+}
+
+fn next_look(files: &State, status: &EmbeddingModelStatus, now: Timestamp) -> Duration {
+    if let Some(wait) = fetched::wait(files, now) {
+        return wait.clamp(Duration::from_secs(1), RESYNC);
+    }
+    let ready = status.conditions.iter().find(|condition| condition.type_ == ConditionType::Ready.name());
+    match ready {
+        Some(ready) if ready.status == "True" || ready.reason == Reason::ScaledToZero.name() => RESYNC,
+        _ => PROGRESS,
+    }
+}
+
+/// So that models that began together do not come back together.
+fn with_jitter(wait: Duration) -> Duration {
+    wait.mul_f64(rand::rng().random_range(1.0..1.2))
+}
+
+/// Waits longer after each error in a row, and remembers the count by model.
+#[expect(clippy::needless_pass_by_value, reason = "the controller calls it so")]
+fn after_error(model: Arc<EmbeddingModel>, error: &Error, context: Arc<Context>) -> Action {
+    let failures = context.failures_of(&model, true);
+    let wait =
+        Duration::from_secs(1).saturating_mul(2u32.saturating_pow(failures.min(16) - 1)).min(MAX_BACKOFF);
+    tracing::warn!(
+        model = %ObjectRef::from_obj(&*model),
+        step = error.step(),
+        error = with_causes(error),
+        retry_in_s = wait.as_secs(),
+        "reconciling failed"
+    );
+    Action::requeue(with_jitter(wait))
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text.replace('\n', " ")
+}
+
+/// Writes the status where it changed, and an event where `Ready` did.
+async fn report(
+    context: &Context,
+    model: &EmbeddingModel,
+    observed: Option<&observe::Observed>,
+    outcome: &Outcome<'_>,
+    now: Timestamp,
+) -> Result<EmbeddingModelStatus, Error> {
+    let status = report::status(model, observed, outcome, now);
+    if report::is_same(model.status.as_ref(), &status) {
+        return Ok(status);
+    }
+    let api: Api<EmbeddingModel> =
+        Api::namespaced(context.client.clone(), &model.namespace().unwrap_or_default());
+    let patch = json!({
+        "apiVersion": EmbeddingModel::api_version(&()),
+        "kind": EmbeddingModel::kind(&()),
+        "metadata": {"uid": model.uid()},
+        "status": status,
+    });
+    let force = PatchParams::apply(names::FIELD_MANAGER).force();
+    match api.patch_status(&model.name_any(), &force, &Patch::Apply(&patch)).await {
+        Ok(_) => {}
+        // It is gone, or another one has its name: nothing to tell.
+        Err(kube::Error::Api(error)) if error.is_not_found() || error.is_conflict() => return Ok(status),
+        Err(error) => return Err(Error::Report(error)),
+    }
+    if let Some(event) = transition(model.status.as_ref(), &status) {
+        let reference: ObjectReference = model.object_ref(&());
+        if let Err(error) = context.recorder.publish(&event, &reference).await {
+            // Events are a courtesy; the status has the truth.
+            tracing::debug!(%error, "cannot publish an event");
+        }
+    }
+    Ok(status)
+}
+
+/// What to tell when `Ready` changes, or its reason.
+fn transition(old: Option<&EmbeddingModelStatus>, new: &EmbeddingModelStatus) -> Option<Event> {
+    let ready = |status: &EmbeddingModelStatus| {
+        status.conditions.iter().find(|condition| condition.type_ == ConditionType::Ready.name()).cloned()
+    };
+    let now = ready(new)?;
+    if let Some(was) = old.and_then(ready)
+        && (was.status.as_str(), was.reason.as_str()) == (now.status.as_str(), now.reason.as_str())
+    {
+        return None;
+    }
+    let degraded = new
+        .conditions
+        .iter()
+        .any(|condition| condition.type_ == ConditionType::Degraded.name() && condition.status == "True");
+    Some(Event {
+        type_: if degraded { EventType::Warning } else { EventType::Normal },
+        reason: now.reason,
+        note: Some(now.message.chars().take(1000).collect()),
+        action: "Reconcile".into(),
+        secondary: None,
+    })
+}
+
+async fn service_monitors_exist(client: &Client) -> bool {
+    let resource = Kind::ServiceMonitor.resource();
+    match client.list_api_group_resources(&resource.api_version).await {
+        Ok(list) => list.resources.iter().any(|found| found.name == resource.plural),
+        Err(_) => false,
+    }
+}
+
+/// Reconciles the models of these namespaces (none: of all) until `stop` is done, and what
+/// is under way has ended.
+pub async fn run(
+    context: Arc<Context>,
+    namespaces: &[String],
+    concurrency: u16,
+    stop: impl Future<Output = ()> + Send + Sync + Clone + 'static,
+) {
+    let scopes: Vec<Option<&str>> = if namespaces.is_empty() {
+        vec![None]
+    } else {
+        namespaces.iter().map(|name| Some(name.as_str())).collect()
+    };
+    let controllers = scopes.into_iter().map(|scope| {
+        let controller = controller(&context.client, scope)
+            .with_config(kube::runtime::controller::Config::default().concurrency(concurrency))
+            .graceful_shutdown_on(stop.clone());
+        let context = Arc::clone(&context);
+        controller.run(reconcile, after_error, context).for_each(|result| async move {
+            match result {
+                Ok((model, _)) => tracing::debug!(%model, "reconciled"),
+                // Told where it is handled.
+                Err(kube::runtime::controller::Error::ReconcilerFailed(..)) => {}
+                Err(kube::runtime::controller::Error::ObjectNotFound(model)) => {
+                    tracing::debug!(%model, "gone");
+                }
+                Err(error) => tracing::warn!(error = with_causes(&error), "watching"),
+            }
+        })
+    });
+    futures_util::future::join_all(controllers).await;
+}
+
+fn controller(client: &Client, namespace: Option<&str>) -> Controller<EmbeddingModel> {
+    let models: Api<EmbeddingModel> = match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    };
+    let ours = watcher::Config::default().labels(names::MODEL_LABEL);
+    let mut controller = Controller::new(models, watcher::Config::default());
+    let watched = Kind::ALL.into_iter().filter(|kind| {
+        // Nothing happens to records, and the other's definition may not be there.
+        !matches!(kind, Kind::ControllerRevision | Kind::ServiceMonitor)
+    });
+    for kind in watched {
+        let resource = kind.resource();
+        let api: Api<DynamicObject> = scoped(client, namespace, &resource);
+        controller = controller.watches_with(api, resource, ours.clone(), |object| model_of(&object));
+    }
+    let pods: Api<Pod> = match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    };
+    controller.watches(pods, ours, |pod| model_of(&pod))
+}
+
+fn scoped(client: &Client, namespace: Option<&str>, resource: &ApiResource) -> Api<DynamicObject> {
+    match namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, resource),
+        None => Api::all_with(client.clone(), resource),
+    }
+}
+
+/// The model that an object with our label belongs to.
+fn model_of<K: kube::Resource>(object: &K) -> Option<ObjectRef<EmbeddingModel>> {
+    let name = object.meta().labels.as_ref()?.get(names::MODEL_LABEL)?;
+    Some(ObjectRef::new(name).within(object.meta().namespace.as_ref()?))
+}

@@ -1,0 +1,147 @@
+//! A valid model and what is there become the objects that should be: pure, and unable
+//! to fail.
+
+pub mod names;
+
+mod autoscaler;
+mod cache;
+mod deployment;
+mod fetch_job;
+mod pod;
+mod policy;
+mod records;
+mod service;
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::fetched::{self, Here, State};
+use super::object::{Kind, Object};
+use super::observe::Observed;
+use super::validate::{Download, Files, ValidModel};
+use crate::config::Config;
+use crate::crd::status::{ModelStatus, RolloutStatus};
+
+pub use records::Template;
+
+/// What should be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
+    /// The objects, in the order in which they are applied. What is ours and not among
+    /// them is to go.
+    pub objects: Vec<Object>,
+    /// The state of the wanted files.
+    pub files: State,
+    /// What the pods are: of the wanted files, or of the last ones while those are on
+    /// their way. `None` before the first.
+    pub template: Option<Template>,
+    /// Whether the template is of what the spec asks for now.
+    pub template_is_current: bool,
+    /// Whether this version of the operator would make other pods of the same spec.
+    pub update_available: bool,
+    /// How the pods are replaced.
+    pub rollout: RolloutStatus,
+    /// What is known about the model that the pods serve.
+    pub model: ModelStatus,
+}
+
+/// What should be.
+pub fn build(model: &ValidModel, observed: &Observed, config: &Config, now: Timestamp) -> Desired {
+    let files = fetched::state(model, observed, config, now);
+    let recorded = records::newest(observed);
+    let fresh = match &files {
+        State::Here(here) => Some(pod::template(model, here)),
+        _ => None,
+    };
+    let (template, template_is_current, update_available) = match (fresh, recorded) {
+        // The same wish: the pods stay as they are, whatever this version would make of it.
+        (Some(fresh), Some(recorded)) if recorded.key == fresh.key => {
+            let update = recorded.pods != fresh.pods;
+            (Some(recorded), true, update)
+        }
+        (Some(fresh), _) => (Some(fresh), true, false),
+        (None, recorded) => (recorded, false, false),
+    };
+    let deployed = observed.deployment(&model.name);
+    let rollout = deployment::rollout(model, template.as_ref(), deployed.as_ref());
+    let mut objects = Vec::new();
+    if model.pods.service_account_name.is_none() {
+        objects.push(service::account(model));
+    }
+    objects.extend(cache::claim(model));
+    objects.push(service::service(model));
+    objects.extend(policy::network(model));
+    objects.extend(records::fetched(model, &files, observed, template.as_ref()));
+    objects.extend(records::templates(model, observed, template.as_ref(), deployed.as_ref()));
+    objects.extend(fetch_job::job(model, &files, template.as_ref(), config));
+    if let Some(template) = &template {
+        objects.push(deployment::deployment(model, template, rollout.strategy));
+        objects.extend(autoscaler::autoscaler(model));
+        objects.extend(policy::disruption_budget(model));
+        if observed.service_monitors_exist {
+            objects.extend(service::monitor(model));
+        }
+    }
+    let model = about(model, template.as_ref(), &files);
+    Desired { objects, files, template, template_is_current, update_available, rollout, model }
+}
+
+/// What is known about the model that the pods serve, or will.
+fn about(model: &ValidModel, template: Option<&Template>, files: &State) -> ModelStatus {
+    let summary = match (template, files) {
+        (Some(template), _) => template.summary.clone(),
+        (None, State::Here(Here { summary, .. })) => summary.clone(),
+        _ => fetched::Summary::default(),
+    };
+    ModelStatus {
+        source: Some(match &model.files {
+            Files::Cached { download, .. } | Files::Ephemeral(download) => download.describe(),
+            Files::Claim { claim, .. } => format!("pvc/{}", claim.claim_name),
+            Files::Image(image) => image.reference.clone(),
+        }),
+        resolved_revision: match &model.files {
+            Files::Claim { .. } => None,
+            _ => Some(summary.commit).filter(|commit| !commit.is_empty()),
+        },
+        architecture: summary.architecture,
+        dimensions: summary.dimensions,
+        max_tokens: summary.max_tokens,
+        bytes: summary.bytes,
+    }
+}
+
+/// Metadata of an object of the model that goes with it.
+fn metadata(model: &ValidModel, name: String, labels: BTreeMap<String, String>) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        namespace: Some(model.namespace.clone()),
+        labels: Some(labels),
+        owner_references: Some(vec![model.owner.clone()]),
+        ..ObjectMeta::default()
+    }
+}
+
+/// Where the server finds the files of a download, as its `--model` says it.
+fn location(download: &Download, commit: &str) -> String {
+    match download {
+        Download::Hub { repo, .. } => format!("{}@{commit}", repo.repo),
+        Download::Archive(archive) => format!("{}/archives/{}", pod::MODELS, archive.sha256),
+    }
+}
+
+/// Whether the Deployment has rolled out what it was last told.
+pub(super) fn rolled_out(deployment: &Deployment) -> bool {
+    let status = deployment.status.clone().unwrap_or_default();
+    let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    status.observed_generation == deployment.metadata.generation
+        && status.updated_replicas.unwrap_or(0) == wanted
+        && status.replicas.unwrap_or(0) == wanted
+        && status.available_replicas.unwrap_or(0) == wanted
+}
+
+fn of_kind(kind: Kind, value: &impl serde::Serialize) -> Object {
+    Object::new(kind, value)
+}

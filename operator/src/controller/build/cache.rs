@@ -1,0 +1,42 @@
+//! The volume that holds the model's files.
+
+use k8s_openapi::api::core::v1::{
+    PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements,
+};
+
+use super::{metadata, names, of_kind};
+use crate::controller::object::{Kind, Object};
+use crate::controller::validate::{Files, ValidModel};
+
+pub(super) fn claim(model: &ValidModel) -> Option<Object> {
+    let Files::Cached { download, cache } = &model.files else { return None };
+    let name = names::cache(&model.name);
+    let mut labels = names::labels(&model.name);
+    let mut metadata = metadata(model, name, labels.clone());
+    if cache.retain {
+        // Without an owner it stays when the model goes. The label tells a later model of
+        // the same name whether it is of the same source.
+        labels.insert(names::SOURCE_LABEL.into(), download.key());
+        metadata.labels = Some(labels);
+        metadata.owner_references = None;
+    }
+    let mut access_modes: Vec<String> = cache.access_modes.iter().map(|mode| format!("{mode:?}")).collect();
+    access_modes.sort_unstable();
+    Some(of_kind(
+        Kind::PersistentVolumeClaim,
+        &PersistentVolumeClaim {
+            metadata,
+            spec: Some(PersistentVolumeClaimSpec {
+                access_modes: Some(access_modes),
+                resources: Some(VolumeResourceRequirements {
+                    requests: Some([("storage".to_owned(), cache.size.clone())].into()),
+                    limits: None,
+                }),
+                // Without one, the cluster fills in its default class.
+                storage_class_name: cache.storage_class_name.clone(),
+                ..PersistentVolumeClaimSpec::default()
+            }),
+            status: None,
+        },
+    ))
+}

@@ -1,0 +1,58 @@
+//! The Job that fetches the model into its volume.
+
+use k8s_openapi::api::batch::v1::{Job, JobSpec};
+use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::{Template, location, metadata, names, of_kind, pod};
+use crate::config::Config;
+use crate::controller::fetched::State;
+use crate::controller::object::{Kind, Object};
+use crate::controller::validate::{Files, ValidModel};
+
+/// Pods of one try; each takes up the download where the one before it stopped.
+const BACKOFF_LIMIT: i32 = 2;
+
+pub(super) fn job(
+    model: &ValidModel,
+    files: &State,
+    serving: Option<&Template>,
+    _config: &Config,
+) -> Option<Object> {
+    let Files::Cached { download, .. } = &model.files else { return None };
+    let (State::Fetching { key, attempt } | State::Failed { key, attempt, .. }) = files else { return None };
+    // What pods serve now stays in the volume; what nobody serves makes room.
+    let keep: Vec<String> =
+        serving.map(|template| location(download, &template.summary.commit)).into_iter().collect();
+    let mut labels = names::component_labels(&model.name, names::FETCH);
+    labels.insert(names::FETCH_LABEL.into(), key.clone());
+    labels.insert(names::ATTEMPT_LABEL.into(), attempt.to_string());
+    let mut pod_labels = model.pods.labels.clone();
+    pod_labels.extend(labels.clone());
+    let mut volumes = vec![pod::scratch("tmp"), pod::model_volume(model)];
+    volumes.extend(pod::trusted_ca(model));
+    Some(of_kind(
+        Kind::Job,
+        &Job {
+            metadata: metadata(model, names::fetch_job(&model.name, key, *attempt), labels),
+            spec: Some(JobSpec {
+                backoff_limit: Some(BACKOFF_LIMIT),
+                template: PodTemplateSpec {
+                    metadata: Some(ObjectMeta {
+                        labels: Some(pod_labels),
+                        annotations: Some(model.pods.annotations.clone()).filter(|map| !map.is_empty()),
+                        ..ObjectMeta::default()
+                    }),
+                    spec: Some(PodSpec {
+                        containers: vec![pod::fetcher(model, download, &keep)],
+                        restart_policy: Some("Never".into()),
+                        volumes: Some(volumes),
+                        ..pod::common(model)
+                    }),
+                },
+                ..JobSpec::default()
+            }),
+            status: None,
+        },
+    ))
+}

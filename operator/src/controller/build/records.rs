@@ -1,0 +1,121 @@
+//! What has to outlive pods and Jobs, in `ControllerRevisions`: immutable, owned by the model,
+//! and nobody else's business, unlike a status or an annotation.
+
+use std::cmp::Reverse;
+
+use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment};
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use kube::ResourceExt as _;
+use serde::{Deserialize, Serialize};
+
+use super::{metadata, names, of_kind, rolled_out};
+use crate::controller::fetched::{State, Summary};
+use crate::controller::object::{Kind, Object};
+use crate::controller::observe::Observed;
+use crate::controller::validate::ValidModel;
+
+/// The pods of a model, as they were decided once.
+///
+/// An upgrade of the operator builds other pods from the same spec. Those that run are
+/// not replaced for it: what was decided is recorded, and stays until the spec changes or
+/// the user asks for the update.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Template {
+    /// What decided it: the user's wishes and what was fetched.
+    pub key: String,
+    /// The pods.
+    pub pods: PodTemplateSpec,
+    /// Seconds that a start may take.
+    pub startup_seconds: i64,
+    /// What was learned about the model's files.
+    pub summary: Summary,
+}
+
+const FETCHED: &str = "fetched";
+const TEMPLATE: &str = "template";
+
+fn is(record: &ControllerRevision, what: &str) -> bool {
+    record.labels().get(names::RECORD_LABEL).is_some_and(|label| label == what)
+}
+
+/// The template that was decided upon last.
+pub(super) fn newest(observed: &Observed) -> Option<Template> {
+    let mut records: Vec<_> = observed.records().into_iter().filter(|record| is(record, TEMPLATE)).collect();
+    records.sort_by_key(|record| Reverse(record.revision));
+    // One that cannot be read is of a version that knew more: decide anew.
+    serde_json::from_value(records.into_iter().next()?.data?.0).ok()
+}
+
+/// The records of what was fetched that are still of use: of the wanted files, and of
+/// those that the pods serve.
+pub(super) fn fetched(
+    model: &ValidModel,
+    files: &State,
+    observed: &Observed,
+    template: Option<&Template>,
+) -> Vec<Object> {
+    let mut records = Vec::new();
+    if let State::Here(here) = files
+        && let Some(key) = &here.key
+    {
+        records.push(record(model, names::fetched_record(&model.name, key), FETCHED, 1, &here.summary));
+    }
+    for old in observed.records().into_iter().filter(|record| is(record, FETCHED)) {
+        let of_pods =
+            template.is_some_and(|template| commit(&old).as_ref() == Some(&template.summary.commit));
+        if of_pods && !records.iter().any(|record| record.name() == old.name_any()) {
+            records.extend(again(model, &old, FETCHED));
+        }
+    }
+    records
+}
+
+/// The records of templates: the newest, and until it is rolled out the one before, to
+/// which a change could go back.
+pub(super) fn templates(
+    model: &ValidModel,
+    observed: &Observed,
+    template: Option<&Template>,
+    deployed: Option<&Deployment>,
+) -> Vec<Object> {
+    let Some(template) = template else { return Vec::new() };
+    let mut old: Vec<_> = observed.records().into_iter().filter(|record| is(record, TEMPLATE)).collect();
+    old.sort_by_key(|record| Reverse(record.revision));
+    let name = names::template_record(&model.name, &template.key, &template.pods);
+    let last = old.first().map_or(0, |record| record.revision);
+    let revision = match old.first() {
+        Some(newest) if newest.name_any() == name => newest.revision,
+        _ => last + 1,
+    };
+    let mut records = vec![record(model, name.clone(), TEMPLATE, revision, template)];
+    if !deployed.is_some_and(rolled_out) {
+        let before = old.iter().find(|record| record.name_any() != name);
+        records.extend(before.and_then(|record| again(model, record, TEMPLATE)));
+    }
+    records
+}
+
+fn commit(record: &ControllerRevision) -> Option<String> {
+    let summary: Summary = serde_json::from_value(record.data.as_ref()?.0.clone()).ok()?;
+    Some(summary.commit)
+}
+
+/// A record that is there, as it should stay.
+fn again(model: &ValidModel, old: &ControllerRevision, what: &str) -> Option<Object> {
+    Some(record(model, old.name_any(), what, old.revision, &old.data.as_ref()?.0))
+}
+
+fn record(model: &ValidModel, name: String, what: &str, revision: i64, data: &impl Serialize) -> Object {
+    let mut labels = names::labels(&model.name);
+    labels.insert(names::RECORD_LABEL.into(), what.into());
+    let data = serde_json::to_value(data).unwrap_or_default();
+    of_kind(
+        Kind::ControllerRevision,
+        &ControllerRevision {
+            metadata: metadata(model, name, labels),
+            data: Some(RawExtension(data)),
+            revision,
+        },
+    )
+}

@@ -1,0 +1,212 @@
+//! What is there: the model's objects and what it refers to, as one value.
+//!
+//! Everything is asked for anew at each reconcile, by the label that all of our objects
+//! carry, instead of kept in caches: what is decided upon is never older than the
+//! decision's begin.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Event, PersistentVolumeClaim, Pod};
+use kube::api::{ApiResource, DynamicObject, ListParams, ObjectList};
+use kube::core::TypeMeta;
+use kube::{Api, Client, ResourceExt as _};
+use serde::de::DeserializeOwned;
+
+use super::build::names;
+use super::object::Kind;
+use crate::crd::EmbeddingModel;
+
+/// An object that could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("reading {what}")]
+pub struct Error {
+    what: String,
+    source: kube::Error,
+}
+
+/// What is there.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Objects with our label, by kind and name.
+    pub children: BTreeMap<(Kind, String), DynamicObject>,
+    /// The model's pods: those that serve and those that fetch.
+    pub pods: Vec<Pod>,
+    /// The claim that the source names.
+    pub source_claim: Option<PersistentVolumeClaim>,
+    /// Warnings about objects that are not well.
+    pub events: Vec<Event>,
+    /// Whether the cluster knows `ServiceMonitors`.
+    pub service_monitors_exist: bool,
+}
+
+impl Observed {
+    /// The object of that kind and name, as its type.
+    pub fn get<K: DeserializeOwned>(&self, kind: Kind, name: &str) -> Option<K> {
+        let object = self.children.get(&(kind, name.to_owned()))?;
+        // What the API server sent is of the type that it was asked for.
+        serde_json::to_value(object).and_then(serde_json::from_value).ok()
+    }
+
+    /// All objects of that kind.
+    pub fn all<K: DeserializeOwned>(&self, kind: Kind) -> Vec<K> {
+        let of_kind = self.children.iter().filter(|((found, _), _)| *found == kind);
+        of_kind
+            .filter_map(|(_, object)| serde_json::to_value(object).and_then(serde_json::from_value).ok())
+            .collect()
+    }
+
+    /// The model's Deployment.
+    pub fn deployment(&self, name: &str) -> Option<Deployment> {
+        self.get(Kind::Deployment, name)
+    }
+
+    /// The claim of the model's cache.
+    pub fn cache(&self, name: &str) -> Option<PersistentVolumeClaim> {
+        self.get(Kind::PersistentVolumeClaim, &names::cache(name))
+    }
+
+    /// The Jobs that fetch.
+    pub fn jobs(&self) -> Vec<Job> {
+        self.all(Kind::Job)
+    }
+
+    /// The records of templates and fetches.
+    pub fn records(&self) -> Vec<ControllerRevision> {
+        self.all(Kind::ControllerRevision)
+    }
+
+    /// The latest warning about the object of that kind and name.
+    pub fn warning(&self, kind: &str, name: &str) -> Option<&Event> {
+        let about = |event: &&Event| {
+            event.involved_object.kind.as_deref() == Some(kind)
+                && event.involved_object.name.as_deref() == Some(name)
+        };
+        self.events.iter().filter(about).max_by_key(|event| {
+            let series = event.series.as_ref().and_then(|series| series.last_observed_time.as_ref());
+            let times = [series.map(|time| time.0), event.event_time.as_ref().map(|time| time.0)];
+            let last = event.last_timestamp.as_ref().map(|time| time.0);
+            times
+                .into_iter()
+                .flatten()
+                .chain(last)
+                .max()
+                .or_else(|| event.metadata.creation_timestamp.as_ref().map(|time| time.0))
+        })
+    }
+}
+
+/// Looks at everything that concerns `model`.
+pub async fn observe(
+    client: &Client,
+    model: &EmbeddingModel,
+    service_monitors_exist: bool,
+) -> Result<Observed, Error> {
+    let name = model.name_any();
+    let namespace = model.namespace().unwrap_or_default();
+    let ours = ListParams::default().labels(&format!("{}={name}", names::MODEL_LABEL));
+    let mut observed = Observed { service_monitors_exist, ..Observed::default() };
+    let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::ServiceMonitor || service_monitors_exist);
+    let lists = kinds.map(|kind| {
+        let (client, namespace, ours) = (client.clone(), namespace.clone(), ours.clone());
+        async move { Ok::<_, Error>((kind, list(&client, &namespace, kind, &ours).await?)) }
+    });
+    for (kind, objects) in futures_util::future::try_join_all(lists).await? {
+        for object in objects {
+            observed.children.insert((kind, object.name_any()), object);
+        }
+    }
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    observed.pods = pods.list(&ours).await.map_err(failed("the model's pods"))?.items;
+    if let Some(claim) = &model.spec.source.persistent_volume_claim {
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &namespace);
+        let what = format!("PersistentVolumeClaim {}", claim.claim_name);
+        observed.source_claim = claims.get_opt(&claim.claim_name).await.map_err(failed(what))?;
+    }
+    observed.events = warnings(client, &namespace, &observed).await?;
+    Ok(observed)
+}
+
+async fn list(
+    client: &Client,
+    namespace: &str,
+    kind: Kind,
+    ours: &ListParams,
+) -> Result<Vec<DynamicObject>, Error> {
+    let resource: ApiResource = kind.resource();
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
+    match api.list(ours).await {
+        Ok(ObjectList { items, .. }) => Ok(items
+            .into_iter()
+            // Items of a list come without their type.
+            .map(|mut item| {
+                item.types.get_or_insert_with(|| TypeMeta {
+                    api_version: resource.api_version.clone(),
+                    kind: resource.kind.clone(),
+                });
+                item
+            })
+            .collect()),
+        // Its definition went since we looked.
+        Err(kube::Error::Api(status)) if kind == Kind::ServiceMonitor && status.is_not_found() => {
+            Ok(Vec::new())
+        }
+        Err(source) => Err(failed(format!("the model's {}", resource.plural))(source)),
+    }
+}
+
+/// Warnings about those of the model's objects that can be in trouble without showing it
+/// in their status.
+async fn warnings(client: &Client, namespace: &str, observed: &Observed) -> Result<Vec<Event>, Error> {
+    let mut about: Vec<(&str, String)> = Vec::new();
+    for (kind, name) in observed.children.keys() {
+        match kind {
+            Kind::PersistentVolumeClaim => about.push(("PersistentVolumeClaim", name.clone())),
+            Kind::Job => about.push(("Job", name.clone())),
+            _ => {}
+        }
+    }
+    let not_running = |pod: &&Pod| {
+        let status = pod.status.as_ref();
+        let is = |name: &str| {
+            status.and_then(|status| status.conditions.as_ref()).is_some_and(|conditions| {
+                conditions.iter().any(|condition| condition.type_ == name && condition.status == "True")
+            })
+        };
+        !is("Ready") && status.and_then(|status| status.phase.as_deref()) != Some("Succeeded")
+    };
+    about.extend(observed.pods.iter().filter(not_running).take(5).map(|pod| ("Pod", pod.name_any())));
+    if observed.pods.iter().all(|pod| !not_running(&pod)) && observed.jobs().is_empty() {
+        // All is well: nothing to ask about, except a volume that is being changed.
+        about.retain(|(kind, name)| *kind == "PersistentVolumeClaim" && claim_is_changing(observed, name));
+    }
+    let events: Api<Event> = Api::namespaced(client.clone(), namespace);
+    let mut warnings = Vec::new();
+    for (kind, name) in about {
+        let fields = format!("involvedObject.kind={kind},involvedObject.name={name}");
+        let found = events.list(&ListParams::default().fields(&fields)).await;
+        warnings.extend(found.map_err(failed(format!("events of {kind} {name}")))?.items);
+    }
+    // A claim without a class is told as a normal event.
+    warnings.retain(|event| {
+        event.type_.as_deref() == Some("Warning") || event.reason.as_deref() == Some("FailedBinding")
+    });
+    Ok(warnings)
+}
+
+fn claim_is_changing(observed: &Observed, name: &str) -> bool {
+    let claim: Option<PersistentVolumeClaim> = observed.get(Kind::PersistentVolumeClaim, name);
+    claim.is_some_and(|claim| {
+        let status = claim.status.unwrap_or_default();
+        let wanted = claim.spec.and_then(|spec| spec.resources).and_then(|resources| resources.requests);
+        status.phase.as_deref() != Some("Bound")
+            || status.capacity.and_then(|capacity| capacity.get("storage").cloned())
+                != wanted.and_then(|wanted| wanted.get("storage").cloned())
+    })
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Error {
+    let what = what.into();
+    move |source| Error { what, source }
+}

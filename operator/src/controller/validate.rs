@@ -1,0 +1,407 @@
+//! The raw spec becomes a model that can be built, or a refusal that says why not.
+//!
+//! After this nothing reads the raw spec. What the schema's rules say is said again here,
+//! for objects that were stored before a rule existed.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::{Resource as _, ResourceExt as _};
+use serde::Serialize;
+use url::{Host, Url};
+
+use super::build::names;
+use crate::config::Config;
+use crate::crd::rules::{HOST_MESSAGE, MAX_NAME};
+use crate::crd::source::{Archive, FilledClaim, HuggingFace, ModelImage};
+use crate::crd::status::Reason;
+use crate::crd::{
+    AccessMode, Autoscaling, Device, EmbeddingModel, Gpu, Inference, ModelCache, Monitoring, Network,
+    PodTemplate, Resources, ServiceOptions,
+};
+
+/// Why a model is not built: somebody has to change something.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// The word.
+    pub reason: Reason,
+    /// What is wrong, and where.
+    pub message: String,
+}
+
+impl Refusal {
+    fn spec(message: impl Into<String>) -> Self {
+        Self { reason: Reason::InvalidSpec, message: message.into() }
+    }
+}
+
+/// A model that can be built.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ValidModel {
+    /// The resource's name, which is its Service's.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its unique id.
+    pub uid: String,
+    /// What makes our objects go when it goes.
+    pub owner: OwnerReference,
+    /// The model's name in the HTTP API.
+    pub model_name: String,
+    /// Where the files come from and how they get to the pods.
+    pub files: Files,
+    /// How the server computes.
+    pub inference: Inference,
+    /// How many replicas, unless `autoscaling` says.
+    pub replicas: i32,
+    /// How the number of replicas follows the load.
+    pub autoscaling: Option<Autoscaling>,
+    /// The server's CPU and memory.
+    pub resources: Resources,
+    /// The server's GPUs.
+    pub gpu: Option<Gpu>,
+    /// The server's image.
+    pub image: String,
+    /// The Service.
+    pub service: ServiceOptions,
+    /// Proxies, authorities, who may call.
+    pub network: Network,
+    /// More for the pods.
+    pub pods: PodTemplate,
+    /// Metrics.
+    pub monitoring: Monitoring,
+    /// The seconds that a start may take, where the user says so.
+    pub startup_timeout_seconds: Option<i32>,
+    /// What decides the pods' template, besides this program and what was fetched.
+    pub template_key: String,
+    /// Whether objects are to be left as they are.
+    pub paused: bool,
+}
+
+/// How a model's files get to its pods.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Files {
+    /// A Job fetches them into a volume, which pods mount.
+    Cached {
+        /// What is fetched.
+        download: Download,
+        /// The volume.
+        cache: ModelCache,
+    },
+    /// Each pod fetches them for itself.
+    Ephemeral(Download),
+    /// They are in a volume of the user's.
+    Claim {
+        /// The volume.
+        claim: FilledClaim,
+        /// Whether pods on several nodes can mount it.
+        many_nodes: bool,
+    },
+    /// They are in an image.
+    Image(ModelImage),
+}
+
+/// What is fetched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum Download {
+    /// From a hub, whose address is known.
+    Hub {
+        /// The repository.
+        repo: HuggingFace,
+        /// The hub.
+        endpoint: String,
+    },
+    /// An archive.
+    Archive(Archive),
+}
+
+impl Download {
+    /// What is fetched, in short: where it comes from does not matter, because a commit and
+    /// a hash mean the same everywhere, but a branch may not.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Hub { repo, endpoint } => names::short_hash(&(&repo.repo, &repo.revision, endpoint)),
+            Self::Archive(archive) => names::short_hash(&archive.sha256),
+        }
+    }
+
+    /// The source as a user would write it.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Hub { repo, .. } => repo.repo.clone(),
+            Self::Archive(archive) => archive.url.clone(),
+        }
+    }
+}
+
+impl ValidModel {
+    /// Whether all pods have to be on the node of one volume.
+    pub fn on_one_node(&self) -> bool {
+        match &self.files {
+            Files::Cached { cache, .. } => !cache.access_modes.contains(&AccessMode::ReadWriteMany),
+            Files::Claim { many_nodes, .. } => !many_nodes,
+            Files::Ephemeral(_) | Files::Image(_) => false,
+        }
+    }
+
+    /// The least number of replicas that is wanted at any time.
+    pub fn least_replicas(&self) -> i32 {
+        self.autoscaling.as_ref().map_or(self.replicas, |autoscaling| autoscaling.min_replicas)
+    }
+}
+
+/// Whether the model can be built. `source_claim` is the claim that its source names, as
+/// far as it exists.
+pub fn validate(
+    model: &EmbeddingModel,
+    source_claim: Option<&PersistentVolumeClaim>,
+    config: &Config,
+) -> Result<ValidModel, Refusal> {
+    let spec = &model.spec;
+    let name = model.name_any();
+    name_is_good(&name)?;
+    let (Some(namespace), Some(uid), Some(owner)) =
+        (model.namespace(), model.uid(), model.controller_owner_ref(&()))
+    else {
+        return Err(Refusal::spec("the object has no namespace or uid: it is not from a cluster"));
+    };
+    if spec.cache.ephemeral && spec.cache.retain {
+        return Err(Refusal::spec("cache.retain contradicts cache.ephemeral: leave one of them out"));
+    }
+    if let Some(autoscaling) = &spec.autoscaling {
+        if autoscaling.min_replicas > autoscaling.max_replicas {
+            return Err(Refusal::spec("autoscaling.minReplicas must not be above autoscaling.maxReplicas"));
+        }
+        if !spec.resources.requests.contains_key("cpu") && !spec.resources.limits.contains_key("cpu") {
+            return Err(Refusal::spec(
+                "autoscaling needs resources.requests.cpu, because it aims at a part of it",
+            ));
+        }
+    }
+    match (&spec.gpu, spec.inference.device) {
+        (Some(_), Device::Cpu) => {
+            return Err(Refusal::spec("inference.device CPU contradicts gpu: leave one of them out"));
+        }
+        (None, Device::Cuda) => return Err(Refusal::spec("inference.device CUDA needs gpu")),
+        _ => {}
+    }
+    if spec
+        .network
+        .allow_from
+        .iter()
+        .any(|peer| peer.pod_selector.is_none() && peer.namespace_selector.is_none())
+    {
+        return Err(Refusal::spec("network.allowFrom: podSelector or namespaceSelector is needed"));
+    }
+    volumes_are_good(&spec.pod_template)?;
+    let image = match (&spec.image, &spec.gpu) {
+        (Some(image), _) => image.clone(),
+        (None, None) => config.server_image.clone(),
+        (None, Some(_)) => config.server_cuda_image.clone().ok_or_else(|| Refusal {
+            reason: Reason::NoCudaImage,
+            message:
+                "gpu: the operator is configured without a CUDA image (--server-cuda-image), and spec.image \
+                      names none"
+                    .into(),
+        })?,
+    };
+    Ok(ValidModel {
+        model_name: spec.model_name.clone().unwrap_or_else(|| name.clone()),
+        files: files(model, source_claim, config)?,
+        template_key: template_key(model),
+        image,
+        owner,
+        uid,
+        namespace,
+        name,
+        inference: spec.inference.clone(),
+        replicas: spec.replicas,
+        autoscaling: spec.autoscaling.clone(),
+        resources: spec.resources.clone(),
+        gpu: spec.gpu.clone(),
+        service: spec.service.clone(),
+        network: spec.network.clone(),
+        pods: spec.pod_template.clone(),
+        monitoring: spec.monitoring.clone(),
+        startup_timeout_seconds: spec.startup_timeout_seconds,
+        paused: spec.paused,
+    })
+}
+
+fn name_is_good(name: &str) -> Result<(), Refusal> {
+    let good = name.len() <= MAX_NAME
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && !name.ends_with('-')
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if good {
+        return Ok(());
+    }
+    Err(Refusal::spec(format!(
+        "metadata.name must have at most {MAX_NAME} characters, lower-case letters, digits and '-', and begin with a \
+         letter: the Service gets this name"
+    )))
+}
+
+fn volumes_are_good(pods: &PodTemplate) -> Result<(), Refusal> {
+    for volume in &pods.volumes {
+        let sources = [
+            volume.config_map.is_some(),
+            volume.secret.is_some(),
+            volume.empty_dir.is_some(),
+            volume.persistent_volume_claim.is_some(),
+        ];
+        if sources.into_iter().filter(|&is| is).count() != 1 {
+            return Err(Refusal::spec(format!(
+                "podTemplate.volumes: {}: exactly one of configMap, secret, emptyDir and persistentVolumeClaim is \
+                 needed",
+                volume.name
+            )));
+        }
+        if ["model", "tmp", "trusted-ca"].contains(&volume.name.as_str()) {
+            return Err(Refusal::spec(
+                "podTemplate.volumes: the names model, tmp and trusted-ca are the operator's own",
+            ));
+        }
+    }
+    for mount in &pods.volume_mounts {
+        if !pods.volumes.iter().any(|volume| volume.name == mount.name) {
+            return Err(Refusal::spec(format!(
+                "podTemplate.volumeMounts: {}: podTemplate.volumes has no {}",
+                mount.mount_path, mount.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn files(
+    model: &EmbeddingModel,
+    source_claim: Option<&PersistentVolumeClaim>,
+    config: &Config,
+) -> Result<Files, Refusal> {
+    let source = &model.spec.source;
+    let download = match (&source.hugging_face, &source.persistent_volume_claim, &source.http, &source.image)
+    {
+        (Some(repo), None, None, None) => {
+            let endpoint = repo.endpoint.clone().unwrap_or_else(|| config.hub_endpoint.clone());
+            if repo.endpoint.is_some() {
+                address_is_good("source.huggingFace.endpoint", &endpoint, config)?;
+            }
+            if model.spec.cache.ephemeral && !is_commit(&repo.revision) {
+                return Err(Refusal::spec(
+                    "with cache.ephemeral the revision must be a full commit of 40 digits, or each replica could \
+                     resolve it to another",
+                ));
+            }
+            Download::Hub { repo: repo.clone(), endpoint }
+        }
+        (None, Some(claim), None, None) => {
+            let Some(found) = source_claim else {
+                return Err(Refusal {
+                    reason: Reason::ReferenceMissing,
+                    message: format!(
+                        "source.persistentVolumeClaim: there is no PersistentVolumeClaim {} in this namespace",
+                        claim.claim_name
+                    ),
+                });
+            };
+            let access =
+                found.spec.as_ref().and_then(|spec| spec.access_modes.as_deref()).unwrap_or_default();
+            let many_nodes = access.iter().any(|mode| mode == "ReadWriteMany" || mode == "ReadOnlyMany");
+            return Ok(Files::Claim { claim: claim.clone(), many_nodes });
+        }
+        (None, None, Some(archive), None) => {
+            address_is_good("source.http.url", &archive.url, config)?;
+            Download::Archive(archive.clone())
+        }
+        (None, None, None, Some(image)) => return Ok(Files::Image(image.clone())),
+        _ => {
+            return Err(Refusal::spec(
+                "source: exactly one of huggingFace, persistentVolumeClaim, http and image is needed",
+            ));
+        }
+    };
+    let cache = model.spec.cache.clone();
+    Ok(if cache.ephemeral { Files::Ephemeral(download) } else { Files::Cached { download, cache } })
+}
+
+fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Whether an address may be asked: see `HOST` in [`crate::crd::rules`].
+fn address_is_good(field: &str, address: &str, config: &Config) -> Result<(), Refusal> {
+    let wrong = || Refusal::spec(format!("{field}: {HOST_MESSAGE}"));
+    let url = Url::parse(address).map_err(|_| wrong())?;
+    let good = match url.host() {
+        None => false,
+        Some(Host::Ipv4(ip)) => !is_local(ip.into()),
+        Some(Host::Ipv6(ip)) => !is_local(ip.into()),
+        Some(Host::Domain(name)) => {
+            let name = name.trim_end_matches('.');
+            name != "localhost"
+                && !name.ends_with(".localhost")
+                && name != "metadata"
+                && name != "metadata.google.internal"
+        }
+    };
+    if !good {
+        return Err(wrong());
+    }
+    // By whole origins: `https://hub.example` does not allow `https://hub.example.evil`.
+    let allowed = |beginning: &String| {
+        let beginning = beginning.trim_end_matches('/');
+        address.strip_prefix(beginning).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    if config.allowed_endpoints.is_empty() || config.allowed_endpoints.iter().any(allowed) {
+        return Ok(());
+    }
+    Err(Refusal {
+        reason: Reason::NotAllowed,
+        message: format!(
+            "{field}: the operator allows {} (--allowed-endpoints)",
+            config.allowed_endpoints.join(", ")
+        ),
+    })
+}
+
+/// Addresses of this machine and of its link, and those where clouds keep metadata.
+fn is_local(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    let metadata: [IpAddr; 3] = [
+        Ipv4Addr::new(100, 100, 100, 200).into(),
+        Ipv4Addr::new(192, 0, 0, 192).into(),
+        Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254).into(),
+    ];
+    let link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    ip.is_loopback() || ip.is_unspecified() || link_local || metadata.contains(&ip)
+}
+
+/// A hash of what the user says about the pods. What only concerns other objects is left
+/// out, and so is all that a new version of the operator could decide differently: pods
+/// restart for their user and not for us.
+fn template_key(model: &EmbeddingModel) -> String {
+    let mut spec = model.spec.clone();
+    spec.replicas = 1;
+    spec.autoscaling = None;
+    spec.service = ServiceOptions::default();
+    spec.network.allow_from = Vec::new();
+    spec.monitoring = Monitoring::default();
+    spec.paused = false;
+    spec.cache.size = ModelCache::default().size;
+    spec.cache.retain = false;
+    if !spec.cache.ephemeral {
+        // How the files get into the volume is the fetch's business.
+        spec.network.proxy = None;
+        spec.network.trusted_ca = None;
+        if let Some(repo) = &mut spec.source.hugging_face {
+            repo.token_secret_ref = None;
+        }
+    }
+    names::short_hash(&(spec, model.annotations().get(names::UPDATE_ANNOTATION)))
+}

@@ -76,7 +76,7 @@ pub fn build(model: &ValidModel, observed: &Observed, config: &Config, now: Time
     objects.extend(policy::network(model));
     objects.extend(records::fetched(model, &files, observed, template.as_ref()));
     objects.extend(records::templates(model, observed, template.as_ref(), deployed.as_ref()));
-    objects.extend(fetch_job::job(model, &files, template.as_ref(), config));
+    objects.extend(fetch_job::job(model, &files, template.as_ref(), observed));
     if let Some(template) = &template {
         objects.push(deployment::deployment(model, template, rollout.strategy));
         objects.extend(autoscaler::autoscaler(model));

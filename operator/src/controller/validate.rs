@@ -118,11 +118,11 @@ pub enum Download {
 }
 
 impl Download {
-    /// What is fetched, in short: where it comes from does not matter, because a commit and
-    /// a hash mean the same everywhere, but a branch may not.
+    /// What is fetched, in short. Not from the hub that the operator is configured with: a
+    /// model does not become another one when that changes.
     pub fn key(&self) -> String {
         match self {
-            Self::Hub { repo, endpoint } => names::short_hash(&(&repo.repo, &repo.revision, endpoint)),
+            Self::Hub { repo, .. } => names::short_hash(&(&repo.repo, &repo.revision, &repo.endpoint)),
             Self::Archive(archive) => names::short_hash(&archive.sha256),
         }
     }
@@ -400,7 +400,10 @@ fn template_key(model: &EmbeddingModel) -> String {
         spec.network.proxy = None;
         spec.network.trusted_ca = None;
         if let Some(repo) = &mut spec.source.hugging_face {
+            // The commit counts, and is known when pods are built.
             repo.token_secret_ref = None;
+            repo.endpoint = None;
+            repo.revision.clear();
         }
     }
     names::short_hash(&(spec, model.annotations().get(names::UPDATE_ANNOTATION)))

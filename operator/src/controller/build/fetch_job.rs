@@ -4,10 +4,10 @@ use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{Template, location, metadata, names, of_kind, pod};
-use crate::config::Config;
+use super::{Template, metadata, names, of_kind, pod, records};
 use crate::controller::fetched::State;
 use crate::controller::object::{Kind, Object};
+use crate::controller::observe::Observed;
 use crate::controller::validate::{Files, ValidModel};
 
 /// Pods of one try; each takes up the download where the one before it stopped.
@@ -17,13 +17,13 @@ pub(super) fn job(
     model: &ValidModel,
     files: &State,
     serving: Option<&Template>,
-    _config: &Config,
+    observed: &Observed,
 ) -> Option<Object> {
     let Files::Cached { download, .. } = &model.files else { return None };
     let (State::Fetching { key, attempt } | State::Failed { key, attempt, .. }) = files else { return None };
     // What pods serve now stays in the volume; what nobody serves makes room.
-    let keep: Vec<String> =
-        serving.map(|template| location(download, &template.summary.commit)).into_iter().collect();
+    let serving = serving.filter(|template| template.cached_at.is_some());
+    let keep: Vec<String> = records::cached_at(observed).into_iter().collect();
     let mut labels = names::component_labels(&model.name, names::FETCH);
     labels.insert(names::FETCH_LABEL.into(), key.clone());
     labels.insert(names::ATTEMPT_LABEL.into(), attempt.to_string());
@@ -31,6 +31,17 @@ pub(super) fn job(
     pod_labels.extend(labels.clone());
     let mut volumes = vec![pod::scratch("tmp"), pod::model_volume(model)];
     volumes.extend(pod::trusted_ca(model));
+    let mut placed = pod::common(model);
+    if model.on_one_node()
+        && let Some(running) = serving.and_then(|template| template.pods.spec.clone())
+    {
+        // The volume is where the pods are that run now. Where the next ones go is for the
+        // rollout to decide, when the files are here.
+        placed.affinity = running.affinity;
+        placed.node_selector = running.node_selector;
+        placed.tolerations = running.tolerations;
+        placed.runtime_class_name = running.runtime_class_name;
+    }
     Some(of_kind(
         Kind::Job,
         &Job {
@@ -47,7 +58,7 @@ pub(super) fn job(
                         containers: vec![pod::fetcher(model, download, &keep)],
                         restart_policy: Some("Never".into()),
                         volumes: Some(volumes),
-                        ..pod::common(model)
+                        ..placed
                     }),
                 },
                 ..JobSpec::default()

@@ -88,13 +88,14 @@ pub fn template_record(name: &str, key: &str, template: &impl Serialize) -> Stri
     format!("{name}-template-{}", short_hash(&(key, template)))
 }
 
-/// Eight hexadecimal digits that stand for `value`.
+/// Eight hexadecimal digits that stand for `value`: for its JSON with sorted keys, so that
+/// a later version of this program that has its fields in another order says the same.
 ///
 /// # Panics
 ///
 /// When `value` is no JSON: maps with keys that are no text. We hash none.
 pub fn short_hash(value: &impl Serialize) -> String {
-    let json = serde_json::to_vec(value).expect("what is hashed is JSON");
-    let hash = Sha256::digest(json);
+    let json = serde_json::to_value(value).expect("what is hashed is JSON");
+    let hash = Sha256::digest(json.to_string());
     format!("{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3])
 }

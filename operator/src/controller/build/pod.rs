@@ -42,7 +42,7 @@ const SLOW_STORAGE: i64 = 10_000_000;
 
 /// The template of the pods that serve these files.
 pub(super) fn template(model: &ValidModel, here: &Here) -> Template {
-    let key = names::short_hash(&(&model.template_key, &here.summary.commit, &here.key));
+    let key = names::short_hash(&(&model.template_key, &here.summary.commit));
     let startup = startup_seconds(model, here);
     let mut labels = model.pods.labels.clone();
     labels.extend(names::component_labels(&model.name, names::SERVER));
@@ -66,7 +66,11 @@ pub(super) fn template(model: &ValidModel, here: &Here) -> Template {
             ..common(model)
         }),
     };
-    Template { key, pods, startup_seconds: startup, summary: here.summary.clone() }
+    let cached_at = match &model.files {
+        Files::Cached { download, .. } => Some(super::location(download, &here.summary.commit)),
+        _ => None,
+    };
+    Template { key, pods, startup_seconds: startup, summary: here.summary.clone(), cached_at }
 }
 
 fn startup_seconds(model: &ValidModel, here: &Here) -> i64 {

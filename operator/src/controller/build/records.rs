@@ -2,6 +2,7 @@
 //! and nobody else's business, unlike a status or an annotation.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
@@ -30,7 +31,14 @@ pub struct Template {
     pub startup_seconds: i64,
     /// What was learned about the model's files.
     pub summary: Summary,
+    /// Where they are in the model's cache, as the server's `--model` says it; none when
+    /// they are not from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cached_at: Option<String>,
 }
+
+/// How many templates that were not rolled out are remembered.
+const MOST_BEFORE: usize = 20;
 
 const FETCHED: &str = "fetched";
 const TEMPLATE: &str = "template";
@@ -71,8 +79,20 @@ pub(super) fn fetched(
     records
 }
 
-/// The records of templates: the newest, and until it is rolled out the one before, to
-/// which a change could go back.
+/// Where in the model's cache the files of recorded templates are: pods may serve any of
+/// them until the newest is rolled out.
+pub(super) fn cached_at(observed: &Observed) -> BTreeSet<String> {
+    let records = observed.records();
+    let templates = records.iter().filter(|record| is(record, TEMPLATE));
+    templates
+        .filter_map(|record| {
+            serde_json::from_value::<Template>(record.data.as_ref()?.0.clone()).ok()?.cached_at
+        })
+        .collect()
+}
+
+/// The records of templates: the newest, and until it is rolled out those before, of which
+/// pods may still run.
 pub(super) fn templates(
     model: &ValidModel,
     observed: &Observed,
@@ -90,8 +110,8 @@ pub(super) fn templates(
     };
     let mut records = vec![record(model, name.clone(), TEMPLATE, revision, template)];
     if !deployed.is_some_and(rolled_out) {
-        let before = old.iter().find(|record| record.name_any() != name);
-        records.extend(before.and_then(|record| again(model, record, TEMPLATE)));
+        let before = old.iter().filter(|record| record.name_any() != name).take(MOST_BEFORE);
+        records.extend(before.filter_map(|record| again(model, record, TEMPLATE)));
     }
     records
 }

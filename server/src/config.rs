@@ -15,7 +15,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::embedder::Limits;
-use crate::fetch::{Cache, Hub, Manifest, ProxySettings, Source, Token};
+use crate::fetch::{Archive, Cache, Hub, Manifest, Place, ProxySettings, Source, Token};
 use crate::http;
 use crate::model::{DeviceChoice, Dtype, Implementation, Preference};
 use crate::models::{self, Origin, Spec};
@@ -37,6 +37,9 @@ pub enum Error {
     /// The model cache has no place.
     #[error("no home directory to keep models in: set --cache-dir or RUSTBERT_CACHE")]
     NoCache,
+    /// The archive.
+    #[error(transparent)]
+    Archive(crate::fetch::Error),
     /// The manifest.
     #[error("--manifest {path}")]
     Manifest {
@@ -273,19 +276,37 @@ pub struct ServeArgs {
 /// Options of `fetch`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit codes: 0 the model is in the cache; 69 the hub cannot be reached; 1 anything else."
+    after_help = "Exit codes: 0 the model is in the cache; 69 the hub cannot be reached; 77 the hub refuses, or \
+                  has no such repository or revision, which waiting does not cure; 2 the command line is \
+                  wrong; 1 anything else."
 )]
 pub struct FetchArgs {
     /// The repository, and the commit, tag or branch [default: the default model at its fixed commit;
     /// REVISION's default: main]
     #[arg(value_name = "REPOSITORY[@REVISION]")]
     model: Option<String>,
+    /// Instead of a repository, a gzipped tar archive of a model's directory. It is unpacked to
+    /// archives/SHA256 in the cache, which `serve --model NAME=DIRECTORY` serves. No token is sent.
+    #[arg(long, value_name = "URL", requires = "sha256", conflicts_with_all = ["model", "manifest", "from"])]
+    url: Option<String>,
+    /// The archive's sha256, as sha256sum prints it.
+    #[arg(long, value_name = "HEX", requires = "url")]
+    sha256: Option<String>,
     /// A JSON file that lists the sha256 of every file: {"files": {"model.safetensors": "…"}}.
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
     /// Take the files from a directory instead of a hub; it needs a manifest and a full commit.
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
+    /// Before anything is downloaded, remove every model from the cache but the one that is fetched and
+    /// those named so: REPOSITORY@COMMIT, or an archive's path (…/archives/SHA256). What another process
+    /// is fetching stays. Repeatable; without it, nothing is removed.
+    #[arg(long = "keep", value_name = "MODEL")]
+    keep: Vec<String>,
+    /// Also write the summary to this file, or what went wrong as one line. Of a Kubernetes container:
+    /// /dev/termination-log.
+    #[arg(long, env = "EMBEDDING_SUMMARY_FILE", value_name = "FILE")]
+    pub summary_file: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Hub")]
     hub: HubArgs,
     /// How logs are written.
@@ -322,13 +343,25 @@ pub struct Serve {
 #[derive(Debug)]
 pub struct Fetch {
     /// What to fetch.
-    pub source: Source,
-    /// Hashes to verify by.
-    pub manifest: Option<Manifest>,
-    /// A directory to take the files from.
-    pub from: Option<PathBuf>,
-    /// Where models come from.
+    pub what: What,
+    /// Where models come from, and to.
     pub sources: Sources,
+}
+
+/// What to fetch.
+#[derive(Debug)]
+pub enum What {
+    /// A repository's files.
+    Repository {
+        /// The repository at a revision.
+        source: Source,
+        /// Hashes to verify by.
+        manifest: Option<Manifest>,
+        /// A directory to take the files from.
+        from: Option<PathBuf>,
+    },
+    /// An archive's files.
+    Archive(Archive),
 }
 
 /// Where models come from.
@@ -533,6 +566,17 @@ impl ServeArgs {
 impl FetchArgs {
     /// Checks everything that can be checked without a network.
     pub fn resolve(self) -> Result<Fetch, Error> {
+        let mut sources = self.hub.resolve()?;
+        if !self.keep.is_empty() {
+            let place =
+                |text: &String| text.parse::<Place>().map_err(|error| bad("keep", text, error.to_string()));
+            let keep = self.keep.iter().map(place).collect::<Result<Vec<_>, _>>()?;
+            sources.cache = sources.cache.keeping(keep);
+        }
+        if let (Some(url), Some(sha256)) = (&self.url, &self.sha256) {
+            let archive = Archive::new(url, sha256).map_err(Error::Archive)?;
+            return Ok(Fetch { what: What::Archive(archive), sources });
+        }
         let source = match &self.model {
             Some(text) => source("model", text)?,
             None => DefaultModel::get().source(),
@@ -544,7 +588,7 @@ impl FetchArgs {
         if self.from.is_some() && manifest.is_none() {
             return Err(bad("from", "DIR", "needs --manifest FILE, so that the files can be verified"));
         }
-        Ok(Fetch { source, manifest, from: self.from, sources: self.hub.resolve()? })
+        Ok(Fetch { what: What::Repository { source, manifest, from: self.from }, sources })
     }
 }
 
@@ -668,6 +712,56 @@ mod tests {
             ),
         ] {
             assert_eq!(serve(&arguments).unwrap_err().to_string(), message);
+        }
+    }
+
+    #[test]
+    fn a_fetch_is_of_a_repository_or_of_an_archive() {
+        let fetch = |arguments: &[&str]| {
+            let all = std::iter::once("fetch").chain(arguments.iter().copied());
+            match parse(&all.collect::<Vec<_>>()).command {
+                Command::Fetch(args) => args.resolve(),
+                Command::Serve(_) => panic!("fetch expected"),
+            }
+        };
+        let (commit, sha256) = ("01".repeat(20), "ab".repeat(32));
+        let config = fetch(&["org/name", "--keep", &format!("org/name@{commit}")]).unwrap();
+        let What::Repository { source, .. } = &config.what else { panic!("{config:?}") };
+        assert_eq!(source.repo.as_str(), "org/name");
+        assert_ne!(config.sources.cache, Cache::new(config.sources.cache.root()));
+        let config = fetch(&["--url", "https://host.test/m.tgz?secret", "--sha256", &sha256]).unwrap();
+        let What::Archive(archive) = &config.what else { panic!("{config:?}") };
+        assert_eq!((archive.name().as_str(), archive.sha256()), ("https://host.test/m.tgz", sha256.as_str()));
+        assert_eq!(config.sources.cache, Cache::new(config.sources.cache.root()));
+        assert!(!format!("{config:?}").contains("secret"));
+        for (arguments, message) in [
+            (
+                ["--url", "ftp://host.test/m.tgz", "--sha256", &sha256],
+                "using the address of --url: it has to start with https:// or http://",
+            ),
+            (
+                ["--url", "https://me:secret@host.test/m.tgz", "--sha256", &sha256],
+                "using the address of --url: it has a user name or password in it, which would be seen by others",
+            ),
+            (
+                ["--url", "https://host.test/m.tgz", "--sha256", "ab"],
+                "using --sha256 ab: it has to be 64 hexadecimal digits, as `sha256sum FILE` prints them",
+            ),
+            (
+                ["org/name", "--keep", "org/name@main", "--offline"],
+                "--keep org/name@main: write REPOSITORY@COMMIT with a full commit (40 hexadecimal digits in \
+                 lower case), or the path of an archive (…/archives/SHA256)",
+            ),
+        ] {
+            assert_eq!(fetch(&arguments).unwrap_err().to_string(), message);
+        }
+        for arguments in [
+            vec!["fetch", "--url", "https://host.test/m.tgz"],
+            vec!["fetch", "--sha256", &sha256],
+            vec!["fetch", "org/name", "--url", "https://host.test/m.tgz", "--sha256", &sha256],
+        ] {
+            let all = std::iter::once("embedding-server").chain(arguments.iter().copied());
+            assert!(Cli::try_parse_from(all).is_err(), "{arguments:?}");
         }
     }
 

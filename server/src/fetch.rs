@@ -1,5 +1,5 @@
-//! Brings a model repository from a hub into the cache. The only module that
-//! opens outbound connections.
+//! Brings a model from a hub, or as an archive from any address, into the cache. The only
+//! module that opens outbound connections.
 //!
 //! ```text
 //!  Source ──► hub: file list ──► select ──► download ──► verify ──► rename
@@ -10,7 +10,8 @@
 //! [`fetch`] resolves the revision to a commit, chooses the files that the
 //! server needs, downloads them one after the other into a partial directory,
 //! and gives that its final name when every file is verified. [`import`] does
-//! the same from a local directory. [`Cache::find`] only looks.
+//! the same from a local directory, and [`fetch_archive`] from a gzipped tar archive.
+//! [`Cache::find`] only looks.
 //!
 //! # Guarantees
 //! - A final directory is complete: each file had the hash that the hub gave
@@ -19,6 +20,8 @@
 //! - Two processes that fetch the same commit download it once.
 //! - The token goes to the endpoint's origin only; neither it nor a signed
 //!   address is in any error or log line.
+//! - What is fetched takes the place of nothing, unless the cache was told what to keep
+//!   ([`Cache::keeping`]).
 //! - A commit that is here needs no network. A branch or tag is resolved anew,
 //!   or stands for what it last did when the hub does not answer.
 //!
@@ -32,6 +35,7 @@ use std::path::{Path, PathBuf};
 
 use std::collections::{BTreeMap, BTreeSet};
 
+mod archive;
 mod cache;
 mod client;
 mod digest;
@@ -40,22 +44,27 @@ mod error;
 mod hub;
 mod list;
 mod manifest;
+mod place;
 mod progress;
 mod retry;
+mod room;
 mod select;
 mod source;
+mod tarball;
 
+pub use archive::{Archive, fetch_archive};
 pub use cache::Cache;
 pub use error::Error;
 pub use hub::{Hub, ProxySettings, Token};
 pub use manifest::Manifest;
+pub use place::Place;
 pub use progress::{Bar, Log, Progress, stderr_progress};
 pub use source::{Repo, Source};
 
 use cache::{Kept, Record};
 use client::Client;
 use digest::{Expected, Hasher};
-use download::Downloader;
+use download::{Downloader, Origin};
 use list::{List, Wanted};
 
 /// A model that is here.
@@ -63,11 +72,11 @@ use list::{List, Wanted};
 pub struct Fetched {
     /// Its files.
     pub directory: PathBuf,
-    /// The repository.
-    pub repo: Repo,
-    /// The revision that was asked for.
+    /// The repository, or the archive's address without its query.
+    pub repo: String,
+    /// The revision that was asked for; of an archive, its sha256.
     pub revision: String,
-    /// The commit that the revision stands for.
+    /// The commit that the revision stands for; of an archive, its sha256.
     pub commit: String,
     /// How many files.
     pub files: usize,
@@ -81,8 +90,20 @@ impl Fetched {
     fn of(source: &Source, directory: PathBuf, record: &Record, downloaded_bytes: u64) -> Self {
         Self {
             directory,
-            repo: source.repo.clone(),
+            repo: source.repo.to_string(),
             revision: source.revision().to_owned(),
+            commit: record.commit.clone(),
+            files: record.files.len(),
+            bytes: record.files.values().map(|kept| kept.size).sum(),
+            downloaded_bytes,
+        }
+    }
+
+    fn of_archive(archive: &Archive, directory: PathBuf, record: &Record, downloaded_bytes: u64) -> Self {
+        Self {
+            directory,
+            repo: archive.name(),
+            revision: archive.sha256().to_owned(),
             commit: record.commit.clone(),
             files: record.files.len(),
             bytes: record.files.values().map(|kept| kept.size).sum(),
@@ -113,9 +134,10 @@ async fn find_or_download(
     manifest: Option<&Manifest>,
     progress: &mut dyn Progress,
 ) -> Result<Fetched, Error> {
-    if source.commit().is_some()
+    if let Some(commit) = source.commit()
         && let Some(found) = cache.lookup(source, manifest)?
     {
+        cache.make_room(&Place::commit(&source.repo, commit));
         return Ok(found);
     }
     let client = Client::new(hub)?;
@@ -127,6 +149,7 @@ async fn find_or_download(
         manifest.check_exists(source.repo.as_str(), |file| list.has(file))?;
     }
     let pinned = Source::new(source.repo.clone(), &list.commit)?;
+    cache.make_room(&Place::commit(&pinned.repo, &list.commit));
     let mut fetched = match cache.lookup(&pinned, manifest)? {
         Some(found) => found,
         None => download(cache, &pinned, &client, hub, &list, manifest, progress).await?,
@@ -178,7 +201,7 @@ async fn download(
 ) -> Result<Fetched, Error> {
     let repo = &pinned.repo;
     let host = client::origin(&hub.endpoint);
-    let partial = cache.claim(repo, &list.commit).await?;
+    let partial = cache.claim(&Place::commit(repo, &list.commit)).await?;
     // Whoever held the claim before may have brought it.
     if let Some(found) = cache.lookup(pinned, manifest)? {
         return Ok(found);
@@ -186,8 +209,7 @@ async fn download(
     let mut downloader = Downloader {
         client,
         hub,
-        repo,
-        commit: &list.commit,
+        origin: Origin::Commit(repo, &list.commit),
         directory: partial.directory(),
         manifest,
         received: 0,
@@ -205,7 +227,10 @@ async fn download(
     check_before(&wanted, manifest)?;
     // What a small file is refused for should not cost gigabytes first.
     wanted.sort_by_key(|file| file.size);
-    progress.resolved(&list.commit, wanted.len(), wanted.iter().map(|file| file.size).sum());
+    let size = |file: &Wanted| file.size.unwrap_or_default();
+    let missing = wanted.iter().map(|file| missing(partial.directory(), &file.path, size(file))).sum();
+    room::check_space(partial.directory(), missing)?;
+    progress.resolved(&list.commit, wanted.len(), wanted.iter().map(size).sum());
     let mut files = BTreeMap::new();
     for file in wanted {
         let kept = downloader.take(&file, progress).await?;
@@ -235,7 +260,9 @@ pub fn import(cache: &Cache, source: &Source, from: &Path, manifest: &Manifest) 
     }
     let has = |file: &str| from.join(file).is_file();
     manifest.check_exists(&from.display().to_string(), has)?;
-    let partial = cache.claim_blocking(repo, commit)?;
+    let place = Place::commit(repo, commit);
+    cache.make_room(&place);
+    let partial = cache.claim_blocking(&place)?;
     if let Some(found) = cache.lookup(source, Some(manifest))? {
         return Ok(found);
     }
@@ -249,6 +276,9 @@ pub fn import(cache: &Cache, source: &Source, from: &Path, manifest: &Manifest) 
     for file in &chosen {
         manifest.sha256(file)?;
     }
+    let size = |file: &String| fs::metadata(from.join(file)).map_or(0, |found| found.len());
+    let missing = chosen.iter().map(|file| missing(partial.directory(), file, size(file))).sum();
+    room::check_space(partial.directory(), missing)?;
     let mut files = BTreeMap::new();
     for file in chosen {
         let kept = take(&file)?;
@@ -257,6 +287,11 @@ pub fn import(cache: &Cache, source: &Source, from: &Path, manifest: &Manifest) 
     let record = Record { repo: repo.to_string(), commit: commit.to_owned(), files };
     let directory = partial.finish(&record)?;
     Ok(Fetched::of(source, directory, &record, 0))
+}
+
+/// How many of a file's bytes are not here yet.
+fn missing(directory: &Path, file: &str, size: u64) -> u64 {
+    size.saturating_sub(fs::metadata(directory.join(file)).map_or(0, |found| found.len()))
 }
 
 fn choose(

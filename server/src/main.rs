@@ -3,21 +3,15 @@
 use std::io::Write;
 
 use anyhow::Context;
-use embedding_server::config::{Cli, Command, Fetch};
-use embedding_server::models::one_line;
-use embedding_server::{fetch, fetch_command, serve, telemetry};
-
-/// `EX_UNAVAILABLE` of sysexits.h: the hub cannot be reached, so something else may
-/// be tried; other failures are not cured by that.
-const UNREACHABLE: i32 = 69;
+use embedding_server::config::{Cli, Command, FetchArgs};
+use embedding_server::{fetch_command, serve, telemetry};
 
 fn main() -> ! {
     let code = match run(Cli::parse_with_default(std::env::args_os())) {
         Ok(()) => 0,
         Err(error) => {
-            let unreachable = error.downcast_ref::<fetch::Error>().is_some_and(fetch::Error::is_unreachable);
-            eprintln!("error: {}", one_line(&*error));
-            if unreachable { UNREACHABLE } else { 1 }
+            eprintln!("{}", fetch_command::failure(&error));
+            fetch_command::exit_code(&error)
         }
     };
     leave(code)
@@ -41,11 +35,16 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             serve::run(args.resolve()?)
         }
         Command::Fetch(args) => {
-            telemetry::start(&args.logging)?;
-            let config: Fetch = args.resolve()?;
-            let summary =
-                serde_json::to_string(&fetch_command::run(&config)?).context("writing the summary")?;
-            writeln!(std::io::stdout(), "{summary}").context("writing the summary")
+            let summary_file = args.summary_file.clone();
+            fetch_command::tell(summary_file.as_deref(), fetch(*args))
         }
     }
+}
+
+fn fetch(args: FetchArgs) -> anyhow::Result<String> {
+    telemetry::start(&args.logging)?;
+    let summary = fetch_command::run(&args.resolve()?)?;
+    let summary = serde_json::to_string(&summary).context("writing the summary")?;
+    writeln!(std::io::stdout(), "{summary}").context("writing the summary")?;
+    Ok(summary)
 }

@@ -20,6 +20,14 @@ use url::Url;
 
 #[path = "support/hub.rs"]
 mod hub;
+mod support;
+
+#[path = "fetch/archives.rs"]
+mod archives;
+#[path = "fetch/command.rs"]
+mod command;
+#[path = "fetch/room.rs"]
+mod room;
 
 use hub::{FakeHub, Fault, SIGNATURE, Seen, Tree, noise};
 
@@ -254,7 +262,7 @@ async fn a_branch_is_fetched_with_exactly_the_files_a_server_needs() {
         fetched,
         Fetched {
             directory: bench.cache.root().join("models--test-org--tiny-model").join(&tree.commit),
-            repo: REPO.parse().unwrap(),
+            repo: REPO.to_owned(),
             revision: "main".to_owned(),
             commit: tree.commit.clone(),
             files: NEEDED.len(),
@@ -881,7 +889,7 @@ fn a_local_directory_is_imported_by_its_manifest() {
     let imported = import(&cache, &pinned, &from, &whole_manifest(&tree)).unwrap();
     let expected = Fetched {
         directory: cache.root().join("models--test-org--tiny-model").join(&tree.commit),
-        repo: REPO.parse().unwrap(),
+        repo: REPO.to_owned(),
         revision: tree.commit.clone(),
         commit: tree.commit.clone(),
         files: NEEDED.len(),
@@ -1092,8 +1100,8 @@ async fn a_hub_that_is_not_there_is_unreachable_at_once() {
         assert_eq!(
             error.to_string(),
             format!(
-                "connecting to {}: unreachable; check the network, the endpoint (HF_ENDPOINT) and \
-                 whether a proxy is needed (HTTPS_PROXY)",
+                "connecting to {}: unreachable; check the network, the endpoint (HF_ENDPOINT, or --url) \
+                 and whether a proxy is needed (HTTPS_PROXY)",
                 endpoint.origin().ascii_serialization()
             )
         );

@@ -462,7 +462,7 @@ fn help_and_version_answer() {
     for (arguments, expected) in [
         (vec!["--help"], "serve"),
         (vec!["serve", "--help"], "--max-batch-tokens"),
-        (vec!["fetch", "--help"], "69"),
+        (vec!["fetch", "--help"], "69 the hub cannot be reached; 77 the hub refuses"),
         (vec!["--version"], env!("CARGO_PKG_VERSION")),
     ] {
         let output = command(&arguments).output().unwrap();

@@ -125,11 +125,8 @@ async fn find_or_download(
         manifest: None,
         received: 0,
     };
-    let wanted = Wanted {
-        path: PACKED.to_owned(),
-        size: None,
-        expected: Expected::Sha256(archive.sha256.clone()),
-    };
+    let wanted =
+        Wanted { path: PACKED.to_owned(), size: None, expected: Expected::Sha256(archive.sha256.clone()) };
     downloader.take(&wanted, progress).await.map_err(|error| match error {
         Error::WrongHash { expected, found, .. } => {
             Error::WrongArchive { url: archive.name(), expected, found }

@@ -7,9 +7,11 @@
 //!   refs/main             the commit that a branch or tag last stood for
 //!   .partial-0123…cdef/   on its way; kept when interrupted, and resumed
 //!   .lock-0123…cdef       held by the one process that writes to it
+//! archives/
+//!   89ab…4567/            the same for an archive, by its sha256
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -18,7 +20,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::source::is_commit;
-use super::{Error, Fetched, Manifest, Repo, Source, select};
+use super::{Archive, Error, Fetched, Manifest, Place, Source, room, select};
 
 const RECORD: &str = ".fetched.json";
 /// How often a waiting process looks whether the other one is done.
@@ -26,7 +28,11 @@ const LOCK_POLL: Duration = Duration::from_millis(100);
 
 /// The root directory of the models that are here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cache(PathBuf);
+pub struct Cache {
+    root: PathBuf,
+    /// What stays when something else is fetched; `None`: everything.
+    keep: Option<BTreeSet<Place>>,
+}
 
 /// What a complete directory holds.
 #[derive(Debug, Serialize, Deserialize)]
@@ -53,12 +59,24 @@ pub(super) struct Partial {
 impl Cache {
     /// A cache in `root`, which is made when it is first needed.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self(root.into())
+        Self { root: root.into(), keep: None }
+    }
+
+    /// The same cache, which only keeps these models beside the one that is fetched: all
+    /// others are removed before anything is downloaded.
+    #[must_use]
+    pub fn keeping(self, keep: impl IntoIterator<Item = Place>) -> Self {
+        Self { keep: Some(keep.into_iter().collect()), ..self }
     }
 
     /// The root directory.
     pub fn root(&self) -> &Path {
-        &self.0
+        &self.root
+    }
+
+    /// Where an archive's files are when they are here.
+    pub fn directory_of(&self, archive: &Archive) -> PathBuf {
+        archive.place().complete(&self.root)
     }
 
     /// The complete directory of this commit, or of the commit that this
@@ -77,7 +95,7 @@ impl Cache {
                 None => return Ok(None),
             },
         };
-        let directory = self.model(&source.repo).join(&commit);
+        let directory = Place::commit(&source.repo, &commit).complete(&self.root);
         let Some(record) = read_record(&directory)? else {
             return Ok(None);
         };
@@ -92,15 +110,30 @@ impl Cache {
         Ok(Some(Fetched::of(source, directory, &record, 0)))
     }
 
-    /// Waits until no other process brings the same commit, then claims it.
-    pub(super) async fn claim(&self, repo: &Repo, commit: &str) -> Result<Partial, Error> {
+    /// The files of this archive, from whatever address they came. Asks nobody.
+    pub fn lookup_archive(&self, archive: &Archive) -> Result<Option<Fetched>, Error> {
+        let directory = self.directory_of(archive);
+        let record = read_record(&directory)?.filter(|record| record.commit == archive.sha256());
+        Ok(record.map(|record| Fetched::of_archive(archive, directory, &record, 0)))
+    }
+
+    /// Before something comes: what this cache is not to keep goes.
+    pub(super) fn make_room(&self, wanted: &Place) {
+        if let Some(keep) = &self.keep {
+            room::make(&self.root, keep, wanted);
+        }
+    }
+
+    /// Waits until no other process brings the same model, then claims it.
+    pub(super) async fn claim(&self, place: &Place) -> Result<Partial, Error> {
         let mut told = false;
         loop {
-            if let Some(partial) = self.try_claim(repo, commit)? {
+            if let Some(partial) = self.try_claim(place)? {
                 return Ok(partial);
             }
             if !told {
-                tracing::info!(%repo, commit, "waiting for another process that fetches the same model");
+                let directory = place.complete(&self.root);
+                tracing::info!(directory = %directory.display(), "waiting for another process that fetches the same model");
                 told = true;
             }
             // Polled, because a thread that blocks in a lock cannot be dropped.
@@ -109,21 +142,21 @@ impl Cache {
     }
 
     /// Like `claim`, and blocks.
-    pub(super) fn claim_blocking(&self, repo: &Repo, commit: &str) -> Result<Partial, Error> {
+    pub(super) fn claim_blocking(&self, place: &Place) -> Result<Partial, Error> {
         loop {
-            if let Some(partial) = self.try_claim(repo, commit)? {
+            if let Some(partial) = self.try_claim(place)? {
                 return Ok(partial);
             }
             std::thread::sleep(LOCK_POLL);
         }
     }
 
-    fn try_claim(&self, repo: &Repo, commit: &str) -> Result<Option<Partial>, Error> {
-        let model = self.model(repo);
-        fs::create_dir_all(&model).map_err(Error::io("creating", &model))?;
+    fn try_claim(&self, place: &Place) -> Result<Option<Partial>, Error> {
+        let group = place.group(&self.root);
+        fs::create_dir_all(&group).map_err(Error::io("creating", &group))?;
         // Beside the directory and not in it, because the directory is renamed
         // while the lock is held. It stays: removing a lock file is a race.
-        let path = model.join(format!(".lock-{commit}"));
+        let path = place.lock(&self.root);
         let lock =
             File::options().create(true).append(true).open(&path).map_err(Error::io("creating", &path))?;
         match lock.try_lock() {
@@ -132,8 +165,8 @@ impl Cache {
             Err(TryLockError::Error(error)) => return Err(Error::io("locking", &path)(error)),
         }
         Ok(Some(Partial {
-            directory: model.join(format!(".partial-{commit}")),
-            destination: model.join(commit),
+            directory: place.partial(&self.root),
+            destination: place.complete(&self.root),
             _lock: lock,
         }))
     }
@@ -147,7 +180,7 @@ impl Cache {
         if self.read_ref(source).is_ok_and(|noted| noted.as_deref() == Some(commit)) {
             return Ok(());
         }
-        let refs = self.model(&source.repo).join("refs");
+        let refs = self.refs(source);
         fs::create_dir_all(&refs).map_err(Error::io("creating", &refs))?;
         let path = refs.join(source.ref_file());
         // A name of its own, so that two processes do not write into one file.
@@ -158,7 +191,7 @@ impl Cache {
     }
 
     fn read_ref(&self, source: &Source) -> Result<Option<String>, Error> {
-        let path = self.model(&source.repo).join("refs").join(source.ref_file());
+        let path = self.refs(source).join(source.ref_file());
         match fs::read_to_string(&path) {
             // A damaged note is no note: the hub is asked again.
             Ok(commit) => Ok(Some(commit.trim().to_owned()).filter(|c| is_commit(c))),
@@ -167,8 +200,8 @@ impl Cache {
         }
     }
 
-    fn model(&self, repo: &Repo) -> PathBuf {
-        self.0.join(repo.directory())
+    fn refs(&self, source: &Source) -> PathBuf {
+        self.root.join(source.repo.directory()).join("refs")
     }
 }
 
@@ -186,7 +219,7 @@ impl Partial {
         let path = self.directory.join(RECORD);
         json.and_then(|json| fs::write(&path, json)).map_err(Error::io("writing", &path))?;
         remove_others(&self.directory, Path::new(""), record)?;
-        let mut synced = std::collections::BTreeSet::new();
+        let mut synced = BTreeSet::new();
         for file in record.files.keys().map(String::as_str).chain([RECORD]) {
             sync(&self.directory.join(file))?;
             synced.extend(Path::new(file).ancestors().skip(1).map(Path::to_owned));

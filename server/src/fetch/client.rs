@@ -21,7 +21,7 @@ use url::{Origin, Url};
 
 use super::list::{self, List};
 use super::retry::Patience;
-use super::{Error, Hub, Progress, Repo, Source};
+use super::{Archive, Error, Hub, Progress, Repo, Source};
 
 /// As many as browsers and the hub's own clients follow.
 const MAX_REDIRECTS: usize = 10;
@@ -43,6 +43,7 @@ pub(super) struct Client {
 enum About<'a> {
     Revision(&'a Source),
     File(&'a Repo, &'a str),
+    Archive(&'a Archive),
 }
 
 impl Client {
@@ -157,6 +158,11 @@ impl Client {
         self.get(url, from, About::File(repo, path)).await
     }
 
+    /// Asks for an archive, from byte `from` on if given. The answer is a success, or 416.
+    pub(super) async fn archive(&self, archive: &Archive, from: Option<u64>) -> Result<Response, Error> {
+        self.get(archive.url().clone(), from, About::Archive(archive)).await
+    }
+
     /// The next bytes of an answer, or `None` at its end.
     pub(super) async fn chunk(&self, response: &mut Response) -> Result<Option<bytes::Bytes>, Error> {
         match response.chunk().await {
@@ -228,6 +234,7 @@ impl Client {
         let repo = match about {
             About::Revision(source) => source.repo.to_string(),
             About::File(repo, _) => repo.to_string(),
+            About::Archive(archive) => archive.name(),
         };
         let retry_after = header_text(headers, header::RETRY_AFTER.as_str())
             .and_then(|seconds| seconds.trim().parse().ok())
@@ -239,6 +246,10 @@ impl Client {
             407 => Error::ProxyCredentials { host },
             // What a storage host refuses says nothing about the repository.
             _ if !at_home => unexpected(host),
+            status @ (401 | 403) if matches!(about, About::Archive(_)) => {
+                Error::ArchiveDenied { url: repo, status }
+            }
+            404 | 410 if matches!(about, About::Archive(_)) => Error::ArchiveNotFound { url: repo },
             401 | 403 if code == Some("GatedRepo") => Error::Gated { host, repo },
             401 if self.authorization.is_some() => Error::TokenRefused { host, repo },
             401 => Error::TokenNeeded { host, repo },
@@ -251,7 +262,7 @@ impl Client {
                     Error::FileNotFound { host, repo, file: file.to_owned() }
                 }
                 (Some("RepoNotFound"), _) | (None, About::Revision(_)) => Error::RepoNotFound { host, repo },
-                (Some(_), _) => unexpected(host),
+                (Some(_), _) | (None, About::Archive(_)) => unexpected(host),
             },
             _ => unexpected(host),
         }

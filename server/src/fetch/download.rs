@@ -27,14 +27,25 @@ use super::client::{Client, origin};
 use super::digest::{Expected, Hasher, Sums};
 use super::list::Wanted;
 use super::retry::Patience;
-use super::{Error, Hub, Manifest, Progress, Repo};
+use super::{Archive, Error, Hub, Manifest, Progress, Repo, room};
 
-/// Takes files of one commit into one directory.
+/// No file of a model is larger, whatever is sent.
+const MAX_BYTES: u64 = 1 << 40;
+
+/// What files are taken of.
+#[derive(Clone, Copy)]
+pub(super) enum Origin<'a> {
+    /// The files of a commit.
+    Commit(&'a Repo, &'a str),
+    /// One file.
+    Archive(&'a Archive),
+}
+
+/// Takes files of one origin into one directory.
 pub(super) struct Downloader<'a> {
     pub(super) client: &'a Client,
     pub(super) hub: &'a Hub,
-    pub(super) repo: &'a Repo,
-    pub(super) commit: &'a str,
+    pub(super) origin: Origin<'a>,
     pub(super) directory: &'a Path,
     pub(super) manifest: Option<&'a Manifest>,
     /// Bytes of files that came over the network.
@@ -46,7 +57,8 @@ struct Unfinished {
     path: PathBuf,
     file: File,
     hasher: Hasher,
-    size: u64,
+    /// `None` until an answer tells.
+    size: Option<u64>,
     expected: Expected,
 }
 
@@ -105,13 +117,15 @@ impl Downloader<'_> {
         progress: &mut dyn Progress,
     ) -> Result<Sums, Error> {
         let mut file = Unfinished::open(path.to_owned(), wanted).await?;
-        progress.started(&wanted.path, file.have());
+        if file.size.is_some() {
+            progress.started(&wanted.path, file.have());
+        }
         let mut patience = Patience::new(self.hub);
         // What has been reached once is no progress when it is reached again,
         // or a server that never gets past a byte would be asked for ever.
         let mut furthest = file.have();
         let mut ranges = true;
-        while file.have() < file.size {
+        while !file.is_whole() {
             let result = self.read_once(wanted, &mut file, ranges, progress).await;
             if file.have() > furthest {
                 furthest = file.have();
@@ -146,23 +160,28 @@ impl Downloader<'_> {
             progress.started(&wanted.path, 0);
         }
         let from = (file.have() > 0).then(|| file.have());
-        let mut response = self.client.file(self.repo, self.commit, &wanted.path, from).await?;
+        let mut response = match self.origin {
+            Origin::Commit(repo, commit) => self.client.file(repo, commit, &wanted.path, from).await?,
+            Origin::Archive(archive) => self.client.archive(archive, from).await?,
+        };
         let host = origin(response.url());
         match (response.status(), from) {
             (StatusCode::PARTIAL_CONTENT, Some(from)) => {
                 let range =
                     response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
-                if !is_rest(range, from, wanted.size) {
+                if !is_rest(range, from, file.size) {
                     return Ok(Step::NoRanges);
                 }
+                self.learn(file, range.and_then(total), wanted, progress)?;
             }
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(_)) => return Ok(Step::NoRanges),
             (StatusCode::OK, Some(_)) => {
                 // All of it comes again: the server does not do ranges.
                 file.restart()?;
                 progress.started(&wanted.path, 0);
+                self.learn(file, response.content_length(), wanted, progress)?;
             }
-            (StatusCode::OK, None) => {}
+            (StatusCode::OK, None) => self.learn(file, response.content_length(), wanted, progress)?,
             (status, _) => {
                 return Err(Error::UnexpectedStatus { host, status: status.as_u16() });
             }
@@ -172,15 +191,30 @@ impl Downloader<'_> {
             file.append(&chunk, &wanted.path)?;
             progress.advanced(&wanted.path, file.have());
         }
-        if file.have() < file.size {
-            return Err(Error::Truncated {
-                file: wanted.path.clone(),
-                host,
-                have: file.have(),
-                size: file.size,
-            });
+        // Where nobody told the size, the end is the end; the hash decides.
+        let size = *file.size.get_or_insert(file.hasher.bytes());
+        if file.have() < size {
+            return Err(Error::Truncated { file: wanted.path.clone(), host, have: file.have(), size });
         }
         Ok(Step::Read)
+    }
+
+    /// The size of a file of which nobody had told it before.
+    fn learn(
+        &self,
+        file: &mut Unfinished,
+        size: Option<u64>,
+        wanted: &Wanted,
+        progress: &mut dyn Progress,
+    ) -> Result<(), Error> {
+        let (None, Some(size), Origin::Archive(archive)) = (file.size, size, self.origin) else {
+            return Ok(());
+        };
+        room::check_space(self.directory, size.saturating_sub(file.have()))?;
+        file.size = Some(size);
+        progress.resolved(archive.sha256(), 1, size);
+        progress.started(&wanted.path, file.have());
+        Ok(())
     }
 }
 
@@ -193,10 +227,10 @@ impl Unfinished {
         let opened = tokio::task::spawn_blocking(move || {
             let open = || -> io::Result<_> {
                 let mut file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
-                let mut hasher = Hasher::new(size, &expected);
+                let mut hasher = Hasher::new(size.unwrap_or_default(), &expected);
                 let here = file.metadata()?.len();
                 // Longer than the file can be: of no use.
-                if here <= size {
+                if here <= size.unwrap_or(MAX_BYTES) {
                     hasher.read(&mut (&mut file).take(here))?;
                 }
                 Ok((file, hasher, here))
@@ -216,16 +250,24 @@ impl Unfinished {
         self.hasher.bytes()
     }
 
+    fn is_whole(&self) -> bool {
+        match self.size {
+            Some(size) => self.have() >= size,
+            None => self.expected.check("", &self.hasher.clone().sums()).is_ok(),
+        }
+    }
+
     fn restart(&mut self) -> Result<(), Error> {
         self.file.set_len(0).map_err(Error::io("truncating", &self.path))?;
-        self.hasher = Hasher::new(self.size, &self.expected);
+        self.hasher = Hasher::new(self.size.unwrap_or_default(), &self.expected);
         Ok(())
     }
 
     fn append(&mut self, bytes: &[u8], name: &str) -> Result<(), Error> {
         let found = self.have() + bytes.len() as u64;
-        if found > self.size {
-            return Err(Error::WrongSize { file: name.to_owned(), expected: self.size, found });
+        let most = self.size.unwrap_or(MAX_BYTES);
+        if found > most {
+            return Err(Error::WrongSize { file: name.to_owned(), expected: most, found });
         }
         self.file.write_all(bytes).map_err(Error::io("writing", &self.path))?;
         self.hasher.update(bytes);
@@ -235,16 +277,21 @@ impl Unfinished {
 
 /// Whether `Content-Range` says that the rest from byte `from` on is coming:
 /// `bytes 5-9/10`, or `bytes 5-9/*`.
-fn is_rest(range: Option<&str>, from: u64, size: u64) -> bool {
+fn is_rest(range: Option<&str>, from: u64, size: Option<u64>) -> bool {
     let parsed = || {
         let (bounds, total) = range?.strip_prefix("bytes ")?.split_once('/')?;
         let (first, last) = bounds.split_once('-')?;
         let first: u64 = first.trim().parse().ok()?;
         let last: u64 = last.trim().parse().ok()?;
-        let total_fits = total.trim() == "*" || total.trim().parse() == Ok(size);
-        Some(first == from && last < size && total_fits)
+        let total_fits = total.trim() == "*" || size.is_none_or(|size| total.trim().parse() == Ok(size));
+        Some(first == from && size.is_none_or(|size| last < size) && total_fits)
     };
     parsed().unwrap_or(false)
+}
+
+/// What `Content-Range` says about the size of all.
+fn total(range: &str) -> Option<u64> {
+    range.rsplit_once('/')?.1.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -266,8 +313,10 @@ mod tests {
             (Some("nonsense"), false),
             (None, false),
         ];
+        assert!(is_rest(Some("bytes 5-9/10"), 5, None) && !is_rest(Some("bytes 4-9/10"), 5, None));
+        assert_eq!((total("bytes 5-9/10"), total("bytes 5-9/*")), (Some(10), None));
         for (range, expected) in table {
-            assert_eq!(is_rest(range, 5, 10), expected, "{range:?}");
+            assert_eq!(is_rest(range, 5, Some(10)), expected, "{range:?}");
         }
     }
 }

@@ -75,7 +75,7 @@ pub enum Error {
 
     /// Nobody answered: no such name, connection refused, or no connection in time.
     #[error(
-        "connecting to {host}: unreachable; check the network, the endpoint (HF_ENDPOINT) and whether a proxy is needed (HTTPS_PROXY)"
+        "connecting to {host}: unreachable; check the network, the endpoint (HF_ENDPOINT, or --url) and whether a proxy is needed (HTTPS_PROXY)"
     )]
     Unreachable {
         /// Who was to answer.
@@ -265,6 +265,72 @@ pub enum Error {
         why: String,
     },
 
+    /// An archive's address that nothing can be fetched from. It is not shown: what is wrong
+    /// with it may be a password.
+    #[error("using the address of --url: {why}")]
+    ArchiveAddress {
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// No hash.
+    #[error("using --sha256 {sha256}: it has to be 64 hexadecimal digits, as `sha256sum FILE` prints them")]
+    ArchiveHash {
+        /// What was given.
+        sha256: String,
+    },
+    /// Whoever has the archive does not give it to us.
+    #[error(
+        "asking for {url}: access denied (status {status}); archives are fetched without credentials: give an address that needs none, or a current signed one"
+    )]
+    ArchiveDenied {
+        /// The address without its query.
+        url: String,
+        /// 401 or 403.
+        status: u16,
+    },
+    /// There is no such archive.
+    #[error("asking for {url}: there is no such file; check the address")]
+    ArchiveNotFound {
+        /// The address without its query.
+        url: String,
+    },
+    /// The archive is another one.
+    #[error(
+        "verifying {url}: its sha256 is {found}, expected {expected}; check the address, and the hash with `sha256sum FILE` where the archive was made"
+    )]
+    WrongArchive {
+        /// The address without its query.
+        url: String,
+        /// The hash that was given.
+        expected: String,
+        /// The hash that it has.
+        found: String,
+    },
+    /// The bytes are no archive of the kind that is read here.
+    #[error(
+        "unpacking {url}: it is not a gzipped tar archive, or it is damaged; make one with `tar -czf model.tar.gz DIRECTORY`"
+    )]
+    ArchiveFormat {
+        /// The address without its query.
+        url: String,
+        /// The decoder's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The archive holds what no model has.
+    #[error("unpacking {url}: {why}")]
+    ArchiveContent {
+        /// The address without its query.
+        url: String,
+        /// What it holds, and what to do about it.
+        why: String,
+    },
+    /// Neither a commit nor an archive.
+    #[error(
+        "write REPOSITORY@COMMIT with a full commit (40 hexadecimal digits in lower case), or the path of an archive (…/archives/SHA256)"
+    )]
+    Place,
+
     /// A file name that would leave the model's directory.
     #[error("taking the file name {name:?} from {origin}: it is not a plain relative path, refused")]
     UnsafePath {
@@ -354,6 +420,19 @@ pub enum Error {
         found: u64,
     },
 
+    /// There is too little room for what is about to come.
+    #[error(
+        "fetching {needed} into {}: only {free} are free there; make room, choose a larger volume, or another cache directory",
+        directory.display()
+    )]
+    NoRoom {
+        /// Where it was to go.
+        directory: PathBuf,
+        /// How much was still to come.
+        needed: String,
+        /// How much room there is.
+        free: String,
+    },
     /// The disk, or the quota on it, is full.
     #[error("writing to {}: no space left; make room there, or choose another cache directory", directory.display())]
     DiskFull {
@@ -383,6 +462,22 @@ impl Error {
     /// the network may.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Proxy { .. })
+    }
+
+    /// Whether whoever has the model refused to give it, or says that there is none: waiting
+    /// does not cure that, another name or another token does.
+    pub fn is_refused(&self) -> bool {
+        matches!(
+            self,
+            Self::TokenNeeded { .. }
+                | Self::TokenRefused { .. }
+                | Self::Gated { .. }
+                | Self::Forbidden { .. }
+                | Self::RepoNotFound { .. }
+                | Self::RevisionNotFound { .. }
+                | Self::ArchiveDenied { .. }
+                | Self::ArchiveNotFound { .. }
+        )
     }
 
     /// Whether the same request may succeed a little later.

@@ -26,7 +26,8 @@ pub(super) struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) path: String,
-    pub(super) size: u64,
+    /// `None`: the answer will tell, if anything does.
+    pub(super) size: Option<u64>,
     pub(super) expected: Expected,
 }
 
@@ -91,7 +92,7 @@ impl List {
     pub(super) fn wanted(&self, file: &str, host: &str) -> Result<Wanted, Error> {
         match self.files.get(file) {
             Some(Entry {
-                size: Some(size),
+                size: size @ Some(_),
                 expected: expected @ (Expected::Sha256(_) | Expected::GitBlob(_)),
             }) => Ok(Wanted { path: file.to_owned(), size: *size, expected: expected.clone() }),
             _ => Err(Error::InvalidList {

@@ -74,7 +74,7 @@ impl FromStr for Place {
             let (repo, commit) = text.split_once('@')?;
             is_commit(commit).then(|| repo.parse().ok()).flatten().map(|repo| Self::commit(&repo, commit))
         };
-        archive().or_else(commit).ok_or_else(|| Error::Place { text: text.to_owned() })
+        archive().or_else(commit).ok_or(Error::Place)
     }
 }
 

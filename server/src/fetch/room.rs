@@ -16,9 +16,9 @@ use std::path::Path;
 
 use indicatif::DecimalBytes;
 
+use super::Error;
 use super::place::Place;
 use super::source::is_commit;
-use super::Error;
 
 /// Removes every model from the cache at `root` that is neither wanted nor kept, with the
 /// refs that point to it. What cannot be removed is told, and stays: whether the room is
@@ -26,8 +26,7 @@ use super::Error;
 pub(super) fn make(root: &Path, keep: &BTreeSet<Place>, wanted: &Place) {
     for group in names_of_folders(root) {
         let entries = names_of_folders(&root.join(&group));
-        let places: BTreeSet<_> =
-            entries.iter().filter_map(|entry| Place::of_entry(&group, entry)).collect();
+        let places: BTreeSet<_> = entries.iter().filter_map(|entry| Place::of_entry(&group, entry)).collect();
         for place in &places {
             if place != wanted && !keep.contains(place) {
                 remove(root, place).unwrap_or_else(|error| {
@@ -104,9 +103,10 @@ fn forget_refs(model: &Path, wanted: &Place) {
     }
 }
 
-/// Whether `needed` bytes have a chance to fit where `directory` is.
+/// Whether `needed` bytes have a chance to fit where `directory` is, or is to be.
 pub(super) fn check_space(directory: &Path, needed: u64) -> Result<(), Error> {
-    match rustix::fs::statvfs(directory) {
+    let there = directory.ancestors().find(|directory| directory.exists()).unwrap_or(directory);
+    match rustix::fs::statvfs(there) {
         // Some network file systems say nothing; then writing will tell.
         Ok(known) if known.f_blocks > 0 => {
             judge(directory, needed, known.f_bavail.saturating_mul(known.f_frsize))
@@ -141,6 +141,6 @@ mod tests {
         );
         assert!(check_space(Path::new("."), 0).is_ok());
         assert!(check_space(Path::new("."), u64::MAX).is_err());
-        assert!(check_space(Path::new("not/there"), 1).is_ok());
+        assert!(check_space(Path::new("/not/there"), u64::MAX).is_err());
     }
 }

@@ -132,10 +132,7 @@ impl Tarball<'_> {
     }
 
     /// Calls `each` with every file and folder. What it does not read is passed over.
-    fn read(
-        &self,
-        mut each: impl FnMut(&Entry, &mut io::Take<&mut dyn Read>) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    fn read(&self, mut each: impl FnMut(&Entry, &mut dyn Read) -> Result<(), Error>) -> Result<(), Error> {
         let file = File::open(self.packed).map_err(Error::io("opening", self.packed))?;
         let packed = file.metadata().map_err(Error::io("reading the size of", self.packed))?.len();
         let limit = packed.saturating_mul(self.limits.ratio).min(self.limits.unpacked);
@@ -165,14 +162,18 @@ impl Tarball<'_> {
             }
             let mut content = (&mut reader as &mut dyn Read).take(size);
             if kind.is_gnu_longname() {
-                long_name = Some(self.small(&mut content, size, MAX_NAME, "a name")?);
+                let mut name = self.small(&mut content, size, MAX_NAME, "a name")?;
+                name.truncate(name.iter().position(|byte| *byte == 0).unwrap_or(name.len()));
+                long_name = Some(name);
             } else if kind.is_pax_local_extensions() {
                 pax = self.pax(&self.small(&mut content, size, MAX_PAX, "a header")?)?;
             } else if !is_extension {
                 entries += 1;
                 if entries > self.limits.entries {
                     let most = self.limits.entries;
-                    return Err(self.refused(format!("it has more than {most} files and folders: not a model")));
+                    return Err(
+                        self.refused(format!("it has more than {most} files and folders: not a model"))
+                    );
                 }
                 let (long_name, pax) = (long_name.take(), std::mem::take(&mut pax));
                 let raw = pax.path.or(long_name).unwrap_or_else(|| header.path_bytes().into_owned());
@@ -180,7 +181,6 @@ impl Tarball<'_> {
             }
             let rest = content.limit();
             let padding = padded - size;
-            drop(content);
             self.skip(&mut reader, rest + padding)?;
         }
         Ok(())
@@ -208,7 +208,10 @@ impl Tarball<'_> {
         let found = sum(&block[..148]) + 8 * u32::from(b' ') + sum(&block[156..]);
         match header.cksum() {
             Ok(said) if said == found => Ok(true),
-            _ => Err(self.damaged(io::Error::new(io::ErrorKind::InvalidData, "no tar header where one should be"))),
+            _ => {
+                Err(self
+                    .damaged(io::Error::new(io::ErrorKind::InvalidData, "no tar header where one should be")))
+            }
         }
     }
 
@@ -264,15 +267,12 @@ impl Tarball<'_> {
         }
         let mut bytes = vec![0; size as usize];
         content.read_exact(&mut bytes).map_err(|error| self.damaged(error))?;
-        if what == "a name" {
-            let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-            bytes.truncate(end);
-        }
         Ok(bytes)
     }
 
     fn skip(&self, reader: &mut impl Read, bytes: u64) -> Result<(), Error> {
-        let skipped = io::copy(&mut reader.take(bytes), &mut io::sink()).map_err(|error| self.damaged(error))?;
+        let skipped =
+            io::copy(&mut reader.take(bytes), &mut io::sink()).map_err(|error| self.damaged(error))?;
         if skipped < bytes {
             return Err(self.damaged(io::ErrorKind::UnexpectedEof.into()));
         }

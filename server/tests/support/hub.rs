@@ -3,7 +3,8 @@
 //!
 //! Small files come from the hub itself after a relative redirect, large (LFS)
 //! files after a redirect to a second listener, the "cdn", by an address with
-//! a signature. `hub_client.py` checks with the hub's own client library that
+//! a signature. Downloads (archives, not part of the repository) are at `/downloads/NAME`.
+//! `hub_client.py` checks with the hub's own client library that
 //! the protocol is the real one.
 #![allow(
     dead_code,
@@ -38,6 +39,10 @@ pub(crate) struct Tree {
     /// Branches and tags that stand for the commit.
     pub(crate) refs: Vec<String>,
     pub(crate) files: BTreeMap<String, Blob>,
+    /// What lies beside the repository: at `/downloads/NAME`, for everybody.
+    pub(crate) downloads: BTreeMap<String, Blob>,
+    /// What the hub says of a file's size where that is not the truth.
+    pub(crate) claimed_sizes: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -124,7 +129,15 @@ impl Tree {
             commit: "0123456789abcdef0123456789abcdef01234567".to_owned(),
             refs: vec!["main".to_owned()],
             files: BTreeMap::new(),
+            downloads: BTreeMap::new(),
+            claimed_sizes: BTreeMap::new(),
         }
+    }
+
+    /// Something to download that is not part of the repository.
+    pub(crate) fn with_download(mut self, name: &str, bytes: impl Into<Bytes>) -> Self {
+        self.downloads.insert(name.to_owned(), Blob { bytes: bytes.into(), lfs: true });
+        self
     }
 
     /// A sentence-transformers model with much beside it that no server needs.
@@ -316,6 +329,12 @@ impl State {
         }
         let tree = self.tree.lock().expect("no panic").clone();
         let authorization = header_text(request.headers(), "authorization");
+        if let Some(name) = request.uri().path().strip_prefix("/downloads/") {
+            return match tree.downloads.get(name) {
+                Some(blob) => file(request, blob, &tree, fault.as_ref()),
+                None => plain(404),
+            };
+        }
         let token = self.token.lock().expect("no panic").clone();
         if token.is_some_and(|token| authorization != Some(format!("Bearer {token}"))) {
             // The real hub does not tell whether a private repository exists.
@@ -454,11 +473,12 @@ fn model_info(tree: &Tree, blobs: bool) -> Answer {
         if !blobs {
             return json!({"rfilename": path});
         }
-        let mut sibling = json!({"rfilename": path, "size": blob.bytes.len(), "blobId": blob.git_id()});
+        let size = tree.claimed_sizes.get(path).copied().unwrap_or(blob.bytes.len() as u64);
+        let mut sibling = json!({"rfilename": path, "size": size, "blobId": blob.git_id()});
         if blob.lfs {
             sibling["lfs"] = json!({
                 "sha256": blob.sha256(),
-                "size": blob.bytes.len(),
+                "size": size,
                 "pointerSize": blob.pointer().len(),
             });
         }
@@ -623,7 +643,7 @@ pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
         .collect()
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     let digits = b"0123456789abcdef";
     let nibbles = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
     nibbles.map(|nibble| char::from(digits[usize::from(nibble)])).collect()

@@ -40,7 +40,7 @@ fmt: ## format the code
 
 generate: libtorch ## write the generated files anew
 	UPDATE_GENERATED=1 $(CARGO) test --package embedding-server --locked --test generated
-	UPDATE_GENERATED=1 $(CARGO) test --package embedding-operator --locked --test golden
+	UPDATE_GENERATED=1 $(CARGO) test --package embedding-operator --locked --test golden --test docs
 
 bench: libtorch build ## measure the engine and the server against their peers
 	@$(PYTHON) scripts/model "$(target)/release/embedding-server"

@@ -1,7 +1,6 @@
 //! /healthz, /readyz and /metrics.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::http::{StatusCode, header};
@@ -13,13 +12,29 @@ use crate::metrics::Metrics;
 /// Whether the operator can work: it has reached the API server, and what it watches is
 /// defined there. A replica that waits for the lease is ready, too: it is ready to take
 /// over.
-#[derive(Debug, Default)]
-pub struct Ready(AtomicBool);
+#[derive(Debug)]
+pub struct Ready(Mutex<Option<String>>);
+
+impl Default for Ready {
+    fn default() -> Self {
+        Self(Mutex::new(Some("waiting for the API server".into())))
+    }
+}
 
 impl Ready {
     /// From now on.
     pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Not yet, and why.
+    pub fn waits(&self, why: &str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+    }
+
+    /// Why not.
+    fn missing(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -27,10 +42,9 @@ impl Ready {
 /// waits for an API server is healthy.
 pub fn router(metrics: Arc<Metrics>, ready: Arc<Ready>) -> Router {
     let readyz = move || async move {
-        if ready.0.load(Ordering::Relaxed) {
-            (StatusCode::OK, "ok")
-        } else {
-            (StatusCode::SERVICE_UNAVAILABLE, "waiting for the API server")
+        match ready.missing() {
+            None => (StatusCode::OK, "ok".to_owned()),
+            Some(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
         }
     };
     let text = move || async move {

@@ -32,6 +32,7 @@ use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::runtime::controller::{Action, Controller};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
+use kube::runtime::utils::Backoff;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource as _, ResourceExt as _};
 use rand::Rng as _;
@@ -68,6 +69,8 @@ pub struct Context {
     recorder: Recorder,
     /// Errors in a row, by model.
     failures: Mutex<HashMap<ObjectRef<EmbeddingModel>, u32>>,
+    /// Models as they were when their status was written last, until the watch shows that.
+    written: Mutex<HashMap<ObjectRef<EmbeddingModel>, EmbeddingModel>>,
 }
 
 impl Context {
@@ -75,7 +78,34 @@ impl Context {
     pub fn new(client: Client, config: Config, metrics: Arc<Metrics>) -> Arc<Self> {
         let reporter = Reporter { controller: names::FIELD_MANAGER.into(), instance: None };
         let recorder = Recorder::new(client.clone(), reporter);
-        Arc::new(Self { client, config, metrics, recorder, failures: Mutex::default() })
+        Arc::new(Self {
+            client,
+            config,
+            metrics,
+            recorder,
+            failures: Mutex::default(),
+            written: Mutex::default(),
+        })
+    }
+
+    /// The status that the model has: the watch may lag behind what was written.
+    fn status_of(&self, model: &EmbeddingModel) -> Option<EmbeddingModelStatus> {
+        let version = |model: &EmbeddingModel| model.resource_version()?.parse::<u64>().ok();
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let reference = ObjectRef::from_obj(model);
+        match written.get(&reference) {
+            Some(last) if last.uid() == model.uid() && version(last) > version(model) => last.status.clone(),
+            Some(_) => {
+                written.remove(&reference);
+                model.status.clone()
+            }
+            None => model.status.clone(),
+        }
+    }
+
+    fn wrote(&self, model: EmbeddingModel) {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.insert(ObjectRef::from_obj(&model), model);
     }
 
     fn failures_of(&self, model: &EmbeddingModel, failed: bool) -> u32 {
@@ -119,6 +149,7 @@ impl Error {
 /// One reconcile.
 pub async fn reconcile(model: Arc<EmbeddingModel>, context: Arc<Context>) -> Result<Action, Error> {
     let begun = Instant::now();
+    let _active = context.metrics.begins();
     let result = reconcile_steps(&model, &context).await;
     context.metrics.reconciled(&result, begun.elapsed());
     if result.is_ok() {
@@ -134,8 +165,7 @@ async fn reconcile_steps(model: &EmbeddingModel, context: &Context) -> Result<Ac
     }
     let client = &context.client;
     let now = Timestamp::now();
-    let monitors = model.spec.monitoring.service_monitor && service_monitors_exist(client).await;
-    let observed = match observe::observe(client, model, monitors).await {
+    let observed = match observe::observe(client, model).await {
         Ok(observed) => observed,
         Err(error) => {
             let outcome =
@@ -207,11 +237,28 @@ fn after_error(model: Arc<EmbeddingModel>, error: &Error, context: Arc<Context>)
     Action::requeue(with_jitter(wait))
 }
 
+/// What the API server said, or why it could not be asked, on one line.
+pub(crate) fn told(error: &kube::Error) -> String {
+    match error {
+        // The error itself says it twice, and for programmers.
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.replace('\n', " "),
+        error => with_causes(error),
+    }
+}
+
+/// An error and its causes, on one line.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        let cause_text = cause.to_string();
+        // That of an answer of the API server repeats it, whole and for programmers.
+        let cause_text = match cause.downcast_ref::<kube::Error>() {
+            Some(kube::Error::Api(status)) if !status.message.is_empty() => {
+                text = format!("{text}: {}", status.message);
+                break;
+            }
+            _ => cause.to_string(),
+        };
         if !text.ends_with(&cause_text) {
             text = format!("{text}: {cause_text}");
         }
@@ -228,6 +275,7 @@ async fn report(
     outcome: &Outcome<'_>,
     now: Timestamp,
 ) -> Result<EmbeddingModelStatus, Error> {
+    let model = &EmbeddingModel { status: context.status_of(model), ..model.clone() };
     let status = report::status(model, observed, outcome, now);
     if report::is_same(model.status.as_ref(), &status) {
         return Ok(status);
@@ -242,16 +290,17 @@ async fn report(
     });
     let force = PatchParams::apply(names::FIELD_MANAGER).force();
     match api.patch_status(&model.name_any(), &force, &Patch::Apply(&patch)).await {
-        Ok(_) => {}
-        // It is gone, or another one has its name: nothing to tell.
-        Err(kube::Error::Api(error)) if error.is_not_found() || error.is_conflict() => return Ok(status),
+        Ok(written) => context.wrote(written),
+        // It is gone: nothing to tell. In a conflict another one may have its name, or somebody
+        // was faster: the next try sees.
+        Err(kube::Error::Api(error)) if error.is_not_found() => return Ok(status),
         Err(error) => return Err(Error::Report(error)),
     }
     if let Some(event) = transition(model.status.as_ref(), &status) {
         let reference: ObjectReference = model.object_ref(&());
         if let Err(error) = context.recorder.publish(&event, &reference).await {
             // Events are a courtesy; the status has the truth.
-            tracing::debug!(%error, "cannot publish an event");
+            tracing::warn!(error = told(&error), "cannot publish an event");
         }
     }
     Ok(status)
@@ -275,18 +324,11 @@ fn transition(old: Option<&EmbeddingModelStatus>, new: &EmbeddingModelStatus) ->
     Some(Event {
         type_: if degraded { EventType::Warning } else { EventType::Normal },
         reason: now.reason,
-        note: Some(now.message.chars().take(1000).collect()),
+        // The API server takes 1024 bytes.
+        note: Some(now.message[..now.message.floor_char_boundary(1000)].to_owned()),
         action: "Reconcile".into(),
         secondary: None,
     })
-}
-
-async fn service_monitors_exist(client: &Client) -> bool {
-    let resource = Kind::ServiceMonitor.resource();
-    match client.list_api_group_resources(&resource.api_version).await {
-        Ok(list) => list.resources.iter().any(|found| found.name == resource.plural),
-        Err(_) => false,
-    }
 }
 
 /// Reconciles the models of these namespaces (none: of all) until `stop` is done, and what
@@ -322,18 +364,40 @@ pub async fn run(
     futures_util::future::join_all(controllers).await;
 }
 
+/// Between errors of watches. All of them wait after an error of one, and each has one or two
+/// when the API server comes back: with waits of up to 30 seconds, the usual, the operator
+/// would be deaf for minutes.
+#[derive(Debug, Default)]
+struct WatchBackoff {
+    errors: u32,
+}
+
+impl Iterator for WatchBackoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = Duration::from_millis(50 << self.errors.min(3));
+        self.errors = self.errors.saturating_add(1);
+        Some(with_jitter(wait))
+    }
+}
+
+impl Backoff for WatchBackoff {
+    fn reset(&mut self) {
+        self.errors = 0;
+    }
+}
+
 fn controller(client: &Client, namespace: Option<&str>) -> Controller<EmbeddingModel> {
     let models: Api<EmbeddingModel> = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     };
     let ours = watcher::Config::default().labels(names::MODEL_LABEL);
-    let mut controller = Controller::new(models, watcher::Config::default());
-    let watched = Kind::ALL.into_iter().filter(|kind| {
-        // Nothing happens to records, and the other's definition may not be there.
-        !matches!(kind, Kind::ControllerRevision | Kind::ServiceMonitor)
-    });
-    for kind in watched {
+    let mut controller =
+        Controller::new(models, watcher::Config::default()).trigger_backoff(WatchBackoff::default());
+    // The other's definition may not be there.
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::ServiceMonitor) {
         let resource = kind.resource();
         let api: Api<DynamicObject> = scoped(client, namespace, &resource);
         controller = controller.watches_with(api, resource, ours.clone(), |object| model_of(&object));

@@ -28,7 +28,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use pod_template::PodTemplate;
-pub use schema::{definition, yaml};
+pub use schema::{QUANTITY, definition, yaml};
 pub use source::Source;
 pub use status::EmbeddingModelStatus;
 

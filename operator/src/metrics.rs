@@ -25,11 +25,26 @@ struct Step {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Of {
+    controller: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Name {
     name: String,
 }
 
 const CONTROLLER: &str = "embeddingmodel";
+
+/// A reconcile that is under way.
+#[derive(Debug)]
+pub struct Active(Gauge);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
 
 /// All metrics of the operator.
 #[derive(Debug)]
@@ -37,7 +52,9 @@ pub struct Metrics {
     registry: Registry,
     total: Family<Outcome, Counter>,
     errors: Family<Step, Counter>,
-    time: Histogram,
+    active: Gauge,
+    limit: Gauge,
+    time: Family<Of, Histogram, fn() -> Histogram>,
     leader: Family<Name, Gauge>,
 }
 
@@ -63,8 +80,20 @@ impl Metrics {
             "Reconciles that failed, by the step that did",
             errors.clone(),
         );
+        let (active, limit) = (Family::<Of, Gauge>::default(), Family::<Of, Gauge>::default());
+        registry.register("controller_runtime_active_workers", "Reconciles under way", active.clone());
+        registry.register(
+            "controller_runtime_max_concurrent_reconciles",
+            "The most reconciles under way at once",
+            limit.clone(),
+        );
+        let (active, limit) = (
+            active.get_or_create(&Of { controller: CONTROLLER }).clone(),
+            limit.get_or_create(&Of { controller: CONTROLLER }).clone(),
+        );
         // From 5 ms to 80 s.
-        let time = Histogram::new(exponential_buckets(0.005, 2.0, 15));
+        let histogram: fn() -> Histogram = || Histogram::new(exponential_buckets(0.005, 2.0, 15));
+        let time = Family::new_with_constructor(histogram);
         registry.register(
             "controller_runtime_reconcile_time_seconds",
             "How long a reconcile takes",
@@ -76,12 +105,35 @@ impl Metrics {
             "1 while this replica holds the lease, else 0",
             leader.clone(),
         );
-        Self { registry, total, errors, time, leader }
+        // What never happened is 0, so that its first time is an increase.
+        for result in ["success", "requeue_after", "error"] {
+            drop(total.get_or_create(&Outcome { controller: CONTROLLER, result }));
+        }
+        for step in ["observe", "apply", "report"] {
+            drop(errors.get_or_create(&Step { controller: CONTROLLER, step }));
+        }
+        Self { registry, total, errors, active, limit, time, leader }
+    }
+
+    /// A reconcile begins. It is under way until what this gives is dropped.
+    pub fn begins(&self) -> Active {
+        self.active.inc();
+        Active(self.active.clone())
+    }
+
+    /// Reconciles under way.
+    pub fn active(&self) -> i64 {
+        self.active.get()
+    }
+
+    /// How many there may be at once.
+    pub fn limit(&self, limit: u16) {
+        self.limit.set(limit.into());
     }
 
     /// A reconcile ended.
     pub fn reconciled(&self, result: &Result<Action, Error>, took: Duration) {
-        self.time.observe(took.as_secs_f64());
+        self.time.get_or_create(&Of { controller: CONTROLLER }).observe(took.as_secs_f64());
         let label = match result {
             Ok(action) if *action == Action::await_change() => "success",
             Ok(_) => "requeue_after",

@@ -10,13 +10,14 @@
 
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::{Client, ResourceExt as _};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::build::{Desired, names};
 use super::object::{Kind, Object};
 use super::observe::Observed;
 use super::same;
-use super::validate::ValidModel;
+use super::validate::{Files, ValidModel};
 use crate::crd::status::Reason;
 
 /// A write that failed.
@@ -56,7 +57,9 @@ impl Error {
             Self::Write { .. } => return Reason::ApplyFailed,
         };
         match self {
-            _ if message.contains("exceeded quota") => Reason::QuotaExceeded,
+            _ if message.contains("exceeded quota") || message.contains("status unknown for quota") => {
+                Reason::QuotaExceeded
+            }
             Self::Write { kind: Kind::PersistentVolumeClaim, .. } => Reason::VolumeFailed,
             _ => Reason::ApplyFailed,
         }
@@ -73,11 +76,21 @@ pub async fn apply(
     let mut writes = 0;
     // An autoscaler that is not wanted any more would undo the number that is applied next.
     writes += prune(client, model, observed, desired, |kind| kind == Kind::HorizontalPodAutoscaler).await?;
+    let mut refused = None;
     for object in &desired.objects {
-        writes += apply_one(client, model, observed, object).await?;
+        match apply_one(client, model, observed, object).await {
+            Ok(written) => writes += written,
+            // A volume that cannot grow holds up nothing else, since it can be used as it is.
+            Err(error @ Error::Write { kind: Kind::PersistentVolumeClaim, .. })
+                if observed.cache(&model.name).is_some() =>
+            {
+                refused = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
     }
     writes += prune(client, model, observed, desired, |kind| kind != Kind::HorizontalPodAutoscaler).await?;
-    Ok(writes)
+    refused.map_or(Ok(writes), Err)
 }
 
 /// Deletes what is ours and not wanted any more. Returns how many deletions that took.
@@ -94,11 +107,17 @@ async fn prune(
         if wanted || !is_ours(found, model) || found.metadata.deletion_timestamp.is_some() {
             continue;
         }
-        // Pods of the last template may still need it.
-        if *kind == Kind::PersistentVolumeClaim && !is_rolled_out(observed, model, desired) {
+        // Without records (somebody deleted them) it is not known what pods should be, until
+        // the model is fetched again. What serves goes on meanwhile, and only goes with its model.
+        if matches!(kind, Kind::Service | Kind::Deployment) {
             continue;
         }
-        delete(client, model, *kind, found).await?;
+        // Pods of the last template may still need it.
+        let needed = matches!(kind, Kind::PersistentVolumeClaim | Kind::ServiceAccount);
+        if needed && !is_rolled_out(observed, model, desired) {
+            continue;
+        }
+        delete(client, model, *kind, found, PropagationPolicy::Background).await?;
         writes += 1;
     }
     Ok(writes)
@@ -109,23 +128,27 @@ fn is_ours(found: &DynamicObject, model: &ValidModel) -> bool {
     found.owner_references().iter().any(|owner| owner.uid == model.uid)
 }
 
-/// A claim that was retained by a model of the same name and source may be taken up again:
-/// it has all of our labels, and no owner.
-fn is_retained(found: &DynamicObject, object: &Object) -> bool {
-    let labelled = |(key, value): (&String, &String)| found.labels().get(key) == Some(value);
-    object.kind == Kind::PersistentVolumeClaim
-        && found.owner_references().is_empty()
-        && found.labels().contains_key(names::SOURCE_LABEL)
-        && object.value.labels().iter().all(labelled)
+/// A retained claim has no owner. It is this model's when the annotation says so, and is taken
+/// up again when its labels are of the same name and source.
+fn is_retained(found: &DynamicObject, model: &ValidModel) -> bool {
+    let Files::Cached { download, .. } = &model.files else { return false };
+    let labels = found.labels();
+    let is = |name: &str, value: &str| labels.get(name).is_some_and(|label| label == value);
+    let same = || {
+        is(names::SOURCE_LABEL, &download.key())
+            && names::labels(&model.name).iter().all(|(name, value)| is(name, value))
+    };
+    found.owner_references().is_empty()
+        && (found.annotations().get(names::RETAINED_BY_ANNOTATION) == Some(&model.uid) || same())
 }
 
+/// Whether no pod is left but those of the wanted template.
 fn is_rolled_out(observed: &Observed, model: &ValidModel, desired: &Desired) -> bool {
     observed.deployment(&model.name).is_none_or(|deployed| {
-        let pods = deployed.spec.as_ref().map(|spec| &spec.template);
-        let volumes = |pods: Option<&k8s_openapi::api::core::v1::PodTemplateSpec>| {
-            pods.and_then(|pods| pods.spec.as_ref()?.volumes.clone())
-        };
-        volumes(pods) == volumes(desired.template.as_ref().map(|template| &template.pods))
+        let wanted = desired.template.as_ref().map(|template| &template.pods);
+        let found = deployed.spec.as_ref().map(|spec| &spec.template);
+        desired.template_is_current
+            && same::covers(&json(&wanted), &json(&found))
             && super::build::rolled_out(&deployed)
     })
 }
@@ -151,61 +174,135 @@ async fn apply_one(
     let hash = names::short_hash(&wanted);
     wanted.annotations_mut().insert(names::APPLIED_ANNOTATION.into(), hash.clone());
     if let Some(found) = &found {
-        if !is_ours(found, model) && !is_retained(found, object) {
+        let retained = kind == Kind::PersistentVolumeClaim && is_retained(found, model);
+        if !is_ours(found, model) && !retained {
             return Err(Error::NameConflict { kind, name });
         }
-        // What is going comes back when it is gone. A Job is what it was made as.
-        if found.metadata.deletion_timestamp.is_some() || kind == Kind::Job {
+        // What is going comes back when it is gone.
+        if found.metadata.deletion_timestamp.is_some() || is_same(found, &wanted) {
             return Ok(0);
         }
-        if is_same(found, &wanted) {
-            return Ok(0);
+        // A Job is what it was made as; but we have to find it. One that is not over gives way
+        // to what it should be: its pod may wait for a Secret that the spec names no longer. In
+        // the foreground, so that no two pods fetch into the volume.
+        if kind == Kind::Job && applied(found) != Some(&hash) {
+            if !is_over(found) {
+                delete(client, model, kind, found, PropagationPolicy::Foreground).await?;
+                return Ok(1);
+            }
+            return relabel(&api, found, &wanted).await.map_err(failed("labelling"));
         }
         if kind == Kind::Deployment && gives_up_replicas(found, &wanted) {
             hand_over_replicas(&api, found).await.map_err(failed("handing over the replicas of"))?;
         }
     }
     let force = PatchParams::apply(names::FIELD_MANAGER).force();
-    api.patch(&name, &force, &Patch::Apply(&wanted)).await.map_err(failed("applying"))?;
+    match (api.patch(&name, &force, &Patch::Apply(&wanted)).await, found) {
+        (Ok(_), _) => {}
+        (Err(error), Some(found)) if is_invalid(&error) && overwrite(&api, &found, &wanted).await => {
+            api.patch(&name, &force, &Patch::Apply(&wanted)).await.map_err(failed("applying"))?;
+        }
+        (Err(error), _) => return Err(failed("applying")(error)),
+    }
     Ok(1)
+}
+
+fn is_invalid(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 422)
+}
+
+/// What others put beside our fields can make both together invalid: another port of the same
+/// name, another source of the same volume. Then lists become ours as a whole. Whether that
+/// went well; if not, what is wanted is invalid in itself.
+async fn overwrite(api: &Api<DynamicObject>, found: &DynamicObject, wanted: &DynamicObject) -> bool {
+    let mut spec = wanted.data["spec"].clone();
+    if spec["strategy"]["type"] == "Recreate" {
+        spec["strategy"]["rollingUpdate"] = Value::Null;
+    }
+    let patch = json!({
+        "metadata": {"uid": found.uid(), "resourceVersion": found.resource_version()},
+        "spec": spec,
+    });
+    let parameters =
+        PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
+    api.patch(&found.name_any(), &parameters, &Patch::Merge(&patch)).await.is_ok()
 }
 
 /// Whether applying `wanted` would change nothing: it is what was applied last, and all of
 /// its fields are still as it says.
 fn is_same(found: &DynamicObject, wanted: &DynamicObject) -> bool {
-    let hash = |object: &DynamicObject| object.annotations().get(names::APPLIED_ANNOTATION).cloned();
-    hash(found) == hash(wanted) && same::covers(&json(wanted), &json(found))
+    applied(found) == applied(wanted) && same::covers(&json(wanted), &json(found))
+}
+
+/// The hash of what was applied last.
+fn applied(object: &DynamicObject) -> Option<&String> {
+    object.annotations().get(names::APPLIED_ANNOTATION)
+}
+
+/// Whether a Job has ended.
+fn is_over(job: &DynamicObject) -> bool {
+    let conditions = job.data["status"]["conditions"].as_array();
+    let ended = |condition: &Value| {
+        (condition["type"] == "Complete" || condition["type"] == "Failed") && condition["status"] == "True"
+    };
+    conditions.into_iter().flatten().any(ended)
+}
+
+/// Gives an object that must not be applied anew its labels back, where it lost some.
+async fn relabel(
+    api: &Api<DynamicObject>,
+    found: &DynamicObject,
+    wanted: &DynamicObject,
+) -> Result<usize, kube::Error> {
+    if wanted.labels().iter().all(|(name, value)| found.labels().get(name) == Some(value)) {
+        return Ok(0);
+    }
+    let labels = json!({"metadata": {"uid": found.uid(), "labels": wanted.labels()}});
+    let parameters =
+        PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
+    api.patch(&found.name_any(), &parameters, &Patch::Merge(&labels)).await?;
+    Ok(1)
 }
 
 /// Whether the Deployment that is applied next leaves `replicas` to the autoscaler, while
 /// the last one did not: the API server would set a field without owners to its default.
 fn gives_up_replicas(found: &DynamicObject, wanted: &DynamicObject) -> bool {
-    let owned = found.managed_fields().iter().any(|entry| {
-        entry.manager.as_deref() == Some(names::FIELD_MANAGER)
-            && entry.operation.as_deref() == Some("Apply")
-            && entry.fields_v1.as_ref().is_some_and(|fields| fields.0["f:spec"]["f:replicas"].is_object())
-    });
-    owned && wanted.data["spec"]["replicas"].is_null()
+    let owned = |manager: &str| {
+        found.managed_fields().iter().any(|entry| {
+            entry.manager.as_deref() == Some(manager)
+                && entry.operation.as_deref() == Some("Apply")
+                && entry.fields_v1.as_ref().is_some_and(|fields| fields.0["f:spec"]["f:replicas"].is_object())
+        })
+    };
+    wanted.data["spec"]["replicas"].is_null()
+        && owned(names::FIELD_MANAGER)
+        && !owned(names::HANDOVER_MANAGER)
 }
 
 /// Another manager says the same number, so that it stays when we let go of it. The
-/// autoscaler takes it from there.
+/// autoscaler takes it from there; only from zero it would never rise.
 async fn hand_over_replicas(api: &Api<DynamicObject>, found: &DynamicObject) -> Result<(), kube::Error> {
     let resource = Kind::Deployment.resource();
     let holding = json!({
         "apiVersion": resource.api_version,
         "kind": resource.kind,
         "metadata": {"name": found.name_any()},
-        "spec": {"replicas": found.data["spec"]["replicas"]},
+        "spec": {"replicas": found.data["spec"]["replicas"].as_i64().unwrap_or(1).max(1)},
     });
     let force = PatchParams::apply(names::HANDOVER_MANAGER).force();
     api.patch(&found.name_any(), &force, &Patch::Apply(&holding)).await.map(drop)
 }
 
-async fn delete(client: &Client, model: &ValidModel, kind: Kind, found: &DynamicObject) -> Result<(), Error> {
+async fn delete(
+    client: &Client,
+    model: &ValidModel,
+    kind: Kind,
+    found: &DynamicObject,
+    propagation: PropagationPolicy,
+) -> Result<(), Error> {
     let name = found.name_any();
     let parameters = DeleteParams {
-        propagation_policy: Some(PropagationPolicy::Background),
+        propagation_policy: Some(propagation),
         // Not one that took its place meanwhile.
         preconditions: Some(Preconditions { uid: found.uid(), resource_version: None }),
         ..DeleteParams::default()
@@ -221,7 +318,7 @@ fn api(client: &Client, model: &ValidModel, kind: Kind) -> Api<DynamicObject> {
     Api::namespaced_with(client.clone(), &model.namespace, &kind.resource())
 }
 
-fn json(object: &DynamicObject) -> Value {
+fn json(value: &impl Serialize) -> Value {
     // It came as JSON.
-    serde_json::to_value(object).unwrap_or_default()
+    serde_json::to_value(value).unwrap_or_default()
 }

@@ -25,7 +25,7 @@ use super::validate::{Download, Files, ValidModel};
 use crate::config::Config;
 use crate::crd::status::{ModelStatus, RolloutStatus};
 
-pub use records::Template;
+pub use records::{Template, served};
 
 /// What should be.
 #[derive(Clone, Debug, PartialEq)]
@@ -134,10 +134,15 @@ fn location(download: &Download, commit: &str) -> String {
 
 /// Whether the Deployment has rolled out what it was last told.
 pub(super) fn rolled_out(deployment: &Deployment) -> bool {
+    let observed = deployment.status.as_ref().and_then(|status| status.observed_generation);
+    observed == deployment.metadata.generation && is_complete(deployment)
+}
+
+/// Whether the Deployment has rolled out what its controller last looked at.
+pub(super) fn is_complete(deployment: &Deployment) -> bool {
     let status = deployment.status.clone().unwrap_or_default();
     let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-    status.observed_generation == deployment.metadata.generation
-        && status.updated_replicas.unwrap_or(0) == wanted
+    status.updated_replicas.unwrap_or(0) == wanted
         && status.replicas.unwrap_or(0) == wanted
         && status.available_replicas.unwrap_or(0) == wanted
 }

@@ -7,14 +7,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use kube::ResourceExt as _;
 use serde::{Deserialize, Serialize};
 
-use super::build::names;
+use super::build::{self, names};
 use super::observe::Observed;
 use super::validate::{Download, Files, ValidModel};
 use crate::config::Config;
+use crate::crd::status::Reason;
 
 /// What `embedding-server fetch` tells about a model: its container's termination message.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,7 +94,8 @@ pub fn state(model: &ValidModel, observed: &Observed, config: &Config, now: Time
         return State::NoVolume;
     };
     let key = names::short_hash(&(download.key(), volume.uid()));
-    if let Some(summary) = recorded(&observed.records(), &names::fetched_record(&model.name, &key)) {
+    let recorded = recorded(&observed.records(), &names::fetched_record(&model.name, &key));
+    if let Some(summary) = recorded.or_else(|| build::served(observed, &key)) {
         return State::Here(Here { key: Some(key), summary });
     }
     let attempts: BTreeMap<u32, Job> = observed
@@ -110,7 +112,7 @@ pub fn state(model: &ValidModel, observed: &Observed, config: &Config, now: Time
         End::Running => return State::Fetching { key, attempt },
         End::Complete(ended) => match summary_of(&observed.pods, &job) {
             Some(summary) => return State::Here(Here { key: Some(key), summary }),
-            None => (ended, "it completed, but its pod is gone or said nothing".to_owned()),
+            None => (ended, no_summary(&observed.pods, &job)),
         },
         End::Failed(ended, why) => (ended, last_words(&observed.pods, &job).unwrap_or(why)),
     };
@@ -182,39 +184,191 @@ pub fn pods_of<'a>(pods: &'a [Pod], job: &Job) -> Vec<&'a Pod> {
 
 /// The exit code of `embedding-server fetch` when the hub refuses (`EX_NOPERM` of
 /// sysexits.h).
-const REFUSED: i32 = 77;
+pub(super) const REFUSED: i32 = 77;
 
-fn last_exit(pods: &[Pod], job: &Job) -> Option<i32> {
-    pods_of(pods, job).into_iter().find_map(|pod| {
-        let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
-        Some(
-            statuses
-                .iter()
-                .find(|status| status.name == names::FETCH)?
-                .state
-                .as_ref()?
-                .terminated
-                .as_ref()?
-                .exit_code,
-        )
-    })
+/// The word for a download that failed.
+pub fn reason(refused: bool) -> Reason {
+    if refused { Reason::SourceRefused } else { Reason::FetchFailed }
 }
 
-fn messages<'a>(pods: &'a [Pod], job: &Job) -> impl Iterator<Item = &'a str> {
+/// What a program said at its end, without what only says that it is an error.
+pub fn cause(says: &str) -> &str {
+    says.strip_prefix("error: ").unwrap_or(says)
+}
+
+/// How a container ended that said nothing.
+pub fn ending(ended: &ContainerStateTerminated) -> String {
+    let why = ended.reason.as_deref().filter(|why| *why != "Error");
+    let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
+    format!("it ended with exit code {}{why} and said nothing", ended.exit_code)
+}
+
+/// How the Job's pods ended, as far as they are there; the newest first.
+fn endings<'a>(pods: &'a [Pod], job: &Job) -> impl Iterator<Item = &'a ContainerStateTerminated> {
     pods_of(pods, job).into_iter().filter_map(|pod| {
         let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
         let status = statuses.iter().find(|status| status.name == names::FETCH)?;
-        status.state.as_ref()?.terminated.as_ref()?.message.as_deref()
+        status.state.as_ref()?.terminated.as_ref()
     })
 }
 
+fn last_exit(pods: &[Pod], job: &Job) -> Option<i32> {
+    endings(pods, job).next().map(|ended| ended.exit_code)
+}
+
 fn summary_of(pods: &[Pod], job: &Job) -> Option<Summary> {
-    messages(pods, job).find_map(|message| serde_json::from_str(message).ok())
+    let messages = endings(pods, job).filter_map(|ended| ended.message.as_deref());
+    messages.into_iter().find_map(|message| serde_json::from_str(message).ok())
+}
+
+fn no_summary(pods: &[Pod], job: &Job) -> String {
+    match endings(pods, job).next().map(|ended| ended.message.as_deref().unwrap_or_default()) {
+        None => "it completed, but its pod is gone before it could be asked what it learned".into(),
+        Some(said) => format!("it completed, but what it said is no summary: {said:?}"),
+    }
 }
 
 /// What the last of the Job's pods that failed said: the last line of its message.
 fn last_words(pods: &[Pod], job: &Job) -> Option<String> {
-    let last_line =
-        |text: &str| text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned);
-    messages(pods, job).find_map(last_line).map(|line| line.trim_start_matches("error: ").to_owned())
+    let last_line = |text: &str| {
+        text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(|line| cause(line).to_owned())
+    };
+    let said = endings(pods, job).filter_map(|ended| ended.message.as_deref()).find_map(last_line);
+    said.or_else(|| endings(pods, job).next().map(ending))
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+    use serde_json::{Value, json};
+
+    use super::super::diagnose::tests::observed;
+    use super::super::validate::validate;
+    use super::*;
+    use crate::crd::EmbeddingModel;
+
+    const COMMIT: &str = "0123456789012345678901234567890123456789";
+
+    fn model() -> ValidModel {
+        let model: EmbeddingModel = serde_json::from_value(json!({
+            "apiVersion": "embeddings.kagent.dev/v1alpha1",
+            "kind": "EmbeddingModel",
+            "metadata": {"name": "minilm", "namespace": "default", "uid": "m", "generation": 1},
+            "spec": {"source": {"huggingFace": {"repo": "org/name"}}},
+        }))
+        .unwrap();
+        validate(&model, None, &config()).unwrap()
+    }
+
+    fn config() -> Config {
+        Config {
+            server_image: "server".into(),
+            server_cuda_image: None,
+            hub_endpoint: "https://hub.test".into(),
+            allowed_endpoints: Vec::new(),
+            fetch_retry: Duration::from_mins(1),
+        }
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        let begin: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        begin + SignedDuration::from_secs(seconds)
+    }
+
+    /// A volume and a Job of this try, which ended at second 0, with what its pods said; the
+    /// newest last.
+    fn after(condition: &str, attempt: u32, pods: &[(i32, &str)]) -> Observed {
+        let claim =
+            json!({"kind": "PersistentVolumeClaim", "metadata": {"name": "minilm-cache", "uid": "c"}});
+        let State::Fetching { key, .. } =
+            state(&model(), &observed(&json!({"children": [claim]})), &config(), at(0))
+        else {
+            panic!("it is to be fetched");
+        };
+        let job = json!({
+            "kind": "Job",
+            "metadata": {
+                "name": "minilm-fetch-x",
+                "uid": "j",
+                "labels": {names::FETCH_LABEL: key, names::ATTEMPT_LABEL: attempt.to_string()},
+            },
+            "status": {"conditions": [{
+                "type": condition,
+                "status": "True",
+                "message": "Job has reached the specified backoff limit",
+                "lastTransitionTime": at(0),
+            }]},
+        });
+        let pods: Vec<Value> = pods
+            .iter()
+            .enumerate()
+            .map(|(index, (code, message))| {
+                json!({
+                    "metadata": {
+                        "name": format!("minilm-fetch-x-{index}"),
+                        "creationTimestamp": at(index as i64),
+                        "ownerReferences": [
+                            {"apiVersion": "batch/v1", "kind": "Job", "name": "minilm-fetch-x", "uid": "j"},
+                        ],
+                    },
+                    "status": {"containerStatuses": [{
+                        "name": "fetch",
+                        "image": "server",
+                        "imageID": "",
+                        "ready": false,
+                        "restartCount": 0,
+                        "state": {"terminated": {"exitCode": code, "reason": "Error", "message": message}},
+                    }]},
+                })
+            })
+            .collect();
+        observed(&json!({"children": [claim, job], "pods": pods}))
+    }
+
+    #[test]
+    fn what_a_fetch_said_at_last_is_why_it_failed() {
+        let table: [(&[(i32, &str)], bool, &str); 6] = [
+            (&[(1, "error: connection refused")], false, "connection refused"),
+            (&[(1, "error: first"), (77, "some log\nerror: 401 Unauthorized\n\n")], true, "401 Unauthorized"),
+            (&[(77, "error: 401"), (1, "error: timeout")], false, "timeout"),
+            (&[(1, "error: timeout"), (2, " ")], false, "timeout"),
+            (&[(2, "")], false, "it ended with exit code 2 and said nothing"),
+            (&[], false, "Job has reached the specified backoff limit"),
+        ];
+        for (pods, was_refused, said) in table {
+            let state = state(&model(), &after("Failed", 1, pods), &config(), at(59));
+            let State::Failed { attempt: 1, why, refused, retry_at, .. } = state else {
+                panic!("{state:?}");
+            };
+            assert_eq!((why.as_str(), refused, retry_at), (said, was_refused, at(60)));
+        }
+    }
+
+    #[test]
+    fn each_try_waits_twice_as_long_up_to_a_bound() {
+        for (attempt, minutes) in [(1, 1), (2, 2), (3, 4), (5, 16), (6, 32), (7, 32), (1000, 32)] {
+            let failed = after("Failed", attempt, &[]);
+            let seconds = minutes * 60;
+            let early = state(&model(), &failed, &config(), at(seconds - 1));
+            assert!(matches!(early, State::Failed { .. }), "{early:?}");
+            assert_eq!(wait(&early, at(seconds - 1)), Some(Duration::from_secs(1)));
+            let due = state(&model(), &failed, &config(), at(seconds));
+            assert!(matches!(&due, State::Fetching { attempt: next, .. } if *next == attempt + 1), "{due:?}");
+            assert_eq!(wait(&due, at(seconds)), None);
+        }
+    }
+
+    #[test]
+    fn a_fetch_that_completed_tells_what_it_learned_or_is_done_again() {
+        let summary = format!(r#"{{"commit":"{COMMIT}","dimensions":384,"unknown":true}}"#);
+        let here = state(&model(), &after("Complete", 2, &[(0, &summary)]), &config(), at(0));
+        let State::Here(here) = here else { panic!("{here:?}") };
+        assert_eq!((here.summary.commit.as_str(), here.summary.dimensions), (COMMIT, Some(384)));
+        for (pods, said) in
+            [(&[][..], "its pod is gone"), (&[(0, "Segmentation fault")][..], "no summary: \"Segmentation")]
+        {
+            let failed = state(&model(), &after("Complete", 1, pods), &config(), at(0));
+            assert!(matches!(&failed, State::Failed { why, .. } if why.contains(said)), "{failed:?}");
+        }
+    }
 }

@@ -15,6 +15,7 @@ use kube::{Api, Client, ResourceExt as _};
 use serde::de::DeserializeOwned;
 
 use super::build::names;
+use super::diagnose;
 use super::object::Kind;
 use crate::crd::EmbeddingModel;
 
@@ -98,22 +99,18 @@ impl Observed {
 }
 
 /// Looks at everything that concerns `model`.
-pub async fn observe(
-    client: &Client,
-    model: &EmbeddingModel,
-    service_monitors_exist: bool,
-) -> Result<Observed, Error> {
+pub async fn observe(client: &Client, model: &EmbeddingModel) -> Result<Observed, Error> {
     let name = model.name_any();
     let namespace = model.namespace().unwrap_or_default();
     let ours = ListParams::default().labels(&format!("{}={name}", names::MODEL_LABEL));
-    let mut observed = Observed { service_monitors_exist, ..Observed::default() };
-    let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::ServiceMonitor || service_monitors_exist);
-    let lists = kinds.map(|kind| {
+    let mut observed = Observed::default();
+    let lists = Kind::ALL.map(|kind| {
         let (client, namespace, ours) = (client.clone(), namespace.clone(), ours.clone());
         async move { Ok::<_, Error>((kind, list(&client, &namespace, kind, &ours).await?)) }
     });
     for (kind, objects) in futures_util::future::try_join_all(lists).await? {
-        for object in objects {
+        observed.service_monitors_exist |= kind == Kind::ServiceMonitor && objects.is_some();
+        for object in objects.into_iter().flatten() {
             observed.children.insert((kind, object.name_any()), object);
         }
     }
@@ -128,30 +125,28 @@ pub async fn observe(
     Ok(observed)
 }
 
+/// The model's objects of a kind; none where the cluster does not know the kind.
 async fn list(
     client: &Client,
     namespace: &str,
     kind: Kind,
     ours: &ListParams,
-) -> Result<Vec<DynamicObject>, Error> {
+) -> Result<Option<Vec<DynamicObject>>, Error> {
     let resource: ApiResource = kind.resource();
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
     match api.list(ours).await {
-        Ok(ObjectList { items, .. }) => Ok(items
-            .into_iter()
-            // Items of a list come without their type.
-            .map(|mut item| {
+        Ok(ObjectList { mut items, .. }) => {
+            for item in &mut items {
+                // Items of a list come without their type.
                 item.types.get_or_insert_with(|| TypeMeta {
                     api_version: resource.api_version.clone(),
                     kind: resource.kind.clone(),
                 });
-                item
-            })
-            .collect()),
-        // Its definition went since we looked.
-        Err(kube::Error::Api(status)) if kind == Kind::ServiceMonitor && status.is_not_found() => {
-            Ok(Vec::new())
+            }
+            Ok(Some(items))
         }
+        // By the code: where the whole group is unknown, the answer is no Status.
+        Err(kube::Error::Api(status)) if kind == Kind::ServiceMonitor && status.code == 404 => Ok(None),
         Err(source) => Err(failed(format!("the model's {}", resource.plural))(source)),
     }
 }
@@ -166,6 +161,9 @@ async fn warnings(client: &Client, namespace: &str, observed: &Observed) -> Resu
             Kind::Job => about.push(("Job", name.clone())),
             _ => {}
         }
+    }
+    if let Some(claim) = &observed.source_claim {
+        about.push(("PersistentVolumeClaim", claim.name_any()));
     }
     let not_running = |pod: &&Pod| {
         let status = pod.status.as_ref();
@@ -196,13 +194,11 @@ async fn warnings(client: &Client, namespace: &str, observed: &Observed) -> Resu
 }
 
 fn claim_is_changing(observed: &Observed, name: &str) -> bool {
-    let claim: Option<PersistentVolumeClaim> = observed.get(Kind::PersistentVolumeClaim, name);
+    let cache = observed.get(Kind::PersistentVolumeClaim, name);
+    let claim: Option<PersistentVolumeClaim> = cache.or_else(|| observed.source_claim.clone());
     claim.is_some_and(|claim| {
-        let status = claim.status.unwrap_or_default();
-        let wanted = claim.spec.and_then(|spec| spec.resources).and_then(|resources| resources.requests);
-        status.phase.as_deref() != Some("Bound")
-            || status.capacity.and_then(|capacity| capacity.get("storage").cloned())
-                != wanted.and_then(|wanted| wanted.get("storage").cloned())
+        let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
+        phase != Some("Bound") || diagnose::is_growing(&claim)
     })
 }
 

@@ -14,7 +14,7 @@ use kube::ResourceExt as _;
 
 use super::build::{self, Desired, names};
 use super::diagnose::{self, Problem};
-use super::fetched::State;
+use super::fetched::{self, State};
 use super::observe::Observed;
 use super::validate::{Files, Refusal, ValidModel};
 use crate::crd::EmbeddingModel;
@@ -67,7 +67,12 @@ pub fn status(
 ) -> EmbeddingModelStatus {
     let name = model.name_any();
     let old = model.status.clone().unwrap_or_default();
-    let deployment = observed.and_then(|observed| observed.deployment(&name));
+    // One of somebody else may have our label.
+    let is_ours = |deployment: &Deployment| {
+        deployment.owner_references().iter().any(|owner| Some(&owner.uid) == model.metadata.uid.as_ref())
+    };
+    let deployment = observed.and_then(|observed| observed.deployment(&name)).filter(is_ours);
+    let unbound = observed.and_then(|observed| diagnose::unbound(&name, observed));
     let problems = observed.map(|observed| diagnose::problems(&name, observed)).unwrap_or_default();
     let mut status = EmbeddingModelStatus {
         observed_generation: model.metadata.generation,
@@ -96,8 +101,16 @@ pub fn status(
         status.cache = cache(valid, desired);
         status.rollout = Some(desired.rollout.clone());
     }
-    let judged = judge(outcome, wanted, deployment.as_ref(), &problems, &old);
     let generation = model.metadata.generation;
+    let is_ready =
+        |condition: &Condition| condition.type_ == ConditionType::Ready.name() && condition.status == "True";
+    let seen = Seen {
+        deployment: deployment.as_ref(),
+        problems: &problems,
+        unbound: unbound.as_deref(),
+        was_ready: old.observed_generation == generation && old.conditions.iter().any(is_ready),
+    };
+    let judged = judge(outcome, wanted, &seen, &old);
     let condition = |type_: ConditionType, (holds, reason, message): Verdict| {
         condition(&old, type_, holds, reason, message, generation, now)
     };
@@ -108,7 +121,7 @@ pub fn status(
             ConditionType::Available,
             match observed {
                 Some(_) => available(deployment.as_ref()),
-                None => keep(&old, ConditionType::Available),
+                None => keep(&old, ConditionType::Available, outcome),
             },
         ),
         condition(ConditionType::Progressing, judged.progressing.clone()),
@@ -116,13 +129,13 @@ pub fn status(
             ConditionType::UpdateAvailable,
             match wanted {
                 Some((_, desired)) => update(desired),
-                None => keep(&old, ConditionType::UpdateAvailable),
+                None => keep(&old, ConditionType::UpdateAvailable, outcome),
             },
         ),
         condition(ConditionType::Degraded, judged.degraded.clone()),
     ];
     // For kstatus: only while they hold.
-    if judged.degraded.0 && !judged.progressing.0 {
+    if judged.degraded.0 && !judged.progressing.0 && !judged.ready.0 {
         status.conditions.push(condition(ConditionType::Stalled, judged.degraded));
     } else if judged.progressing.0 {
         status.conditions.push(condition(ConditionType::Reconciling, judged.progressing));
@@ -137,16 +150,26 @@ struct Judged {
     degraded: Verdict,
 }
 
+/// What the verdicts are about.
+struct Seen<'a> {
+    deployment: Option<&'a Deployment>,
+    problems: &'a [Problem],
+    /// The claim of the cache, while it has no volume.
+    unbound: Option<&'a str>,
+    /// Whether this generation of the model was ready at the last look.
+    was_ready: bool,
+}
+
 fn judge(
     outcome: &Outcome<'_>,
     wanted: Option<(&ValidModel, &Desired)>,
-    deployment: Option<&Deployment>,
-    problems: &[Problem],
+    seen: &Seen<'_>,
     old: &EmbeddingModelStatus,
 ) -> Judged {
+    let problems = seen.problems;
     let cached = match wanted {
-        Some((_, desired)) => cached(desired),
-        None => keep(old, ConditionType::ModelCached),
+        Some((_, desired)) => cached(desired, seen.unbound),
+        None => keep(old, ConditionType::ModelCached, outcome),
     };
     let not_ready = |reason: Reason, message: String| (false, reason, message);
     let bad = |reason: Reason, message: &str| (true, reason, message.to_owned());
@@ -172,12 +195,12 @@ fn judge(
             let problem = problems.first();
             let degraded = match (&desired.files, problem) {
                 (State::Failed { why, refused, .. }, _) => {
-                    bad(fetch_reason(*refused), &fetch_failed(desired, why))
+                    bad(fetched::reason(*refused), &fetch_failed(desired, why))
                 }
                 (_, Some(problem)) => bad(problem.reason, &problem.message),
                 (_, None) => healthy(),
             };
-            let goal = goal(model, desired, *writes, deployment);
+            let goal = goal(model, desired, *writes, seen);
             if model.paused {
                 let reached = goal.is_none();
                 let message = "paused: objects are left as they are".to_owned();
@@ -197,8 +220,12 @@ fn judge(
                     ready: (true, Reason::Ready, "every replica can embed".into()),
                     cached,
                     progressing: (false, Reason::Reconciled, "the wanted state is reached".into()),
-                    // Pods that were replaced may still be going.
-                    degraded: healthy(),
+                    // Pods that were replaced may still be going; a volume that cannot grow,
+                    // or is lost, tells of itself only later.
+                    degraded: problems
+                        .iter()
+                        .find(|problem| problem.reason == Reason::VolumeFailed)
+                        .map_or_else(healthy, |problem| bad(problem.reason, &problem.message)),
                 },
                 Some((reason @ Reason::ScaledToZero, message)) => Judged {
                     ready: not_ready(reason, message.clone()),
@@ -208,7 +235,7 @@ fn judge(
                 },
                 Some((reason, message)) => {
                     let stuck = matches!(desired.files, State::Failed { .. })
-                        || problem.is_some_and(|problem| needs_help(problem.reason));
+                        || problems.iter().any(|problem| needs_help(problem.reason));
                     let (ready, progressing) = if degraded.0 {
                         (not_ready(degraded.1, degraded.2.clone()), (!stuck, degraded.1, message))
                     } else {
@@ -227,16 +254,14 @@ fn needs_help(reason: Reason) -> bool {
 }
 
 /// What is still missing until `Ready`, if anything is.
-fn goal(
-    model: &ValidModel,
-    desired: &Desired,
-    writes: usize,
-    deployment: Option<&Deployment>,
-) -> Option<(Reason, String)> {
+fn goal(model: &ValidModel, desired: &Desired, writes: usize, seen: &Seen<'_>) -> Option<(Reason, String)> {
     match &desired.files {
         State::Here(_) => {}
         State::NoVolume => {
             return Some((Reason::WaitingForVolume, "the volume for the model's files is being made".into()));
+        }
+        State::Fetching { .. } if seen.unbound.is_some() => {
+            return Some((Reason::WaitingForVolume, waits_for(seen.unbound)));
         }
         State::Fetching { attempt, .. } => {
             let what = desired.model.source.clone().unwrap_or_default();
@@ -244,10 +269,10 @@ fn goal(
             return Some((Reason::Fetching, format!("{what} is being fetched{again}")));
         }
         State::Failed { why, refused, .. } => {
-            return Some((fetch_reason(*refused), fetch_failed(desired, why)));
+            return Some((fetched::reason(*refused), fetch_failed(desired, why)));
         }
     }
-    let Some(deployment) = deployment else {
+    let Some(deployment) = seen.deployment else {
         return Some((Reason::RollingOut, "the first pods are being made".into()));
     };
     let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
@@ -259,7 +284,10 @@ fn goal(
         &serde_json::to_value(deployment.spec.as_ref().map(|spec| &spec.template)).unwrap_or_default(),
     );
     let settled = if model.paused { same_pods } else { writes == 0 };
-    if !settled || !desired.template_is_current || !build::rolled_out(deployment) {
+    // After `Ready`, a Deployment that its controller has not looked at yet was changed by others:
+    // an annotation is enough.
+    let rolled_out = build::rolled_out(deployment) || (seen.was_ready && build::is_complete(deployment));
+    if !settled || !desired.template_is_current || !rolled_out {
         if replicas > 0 && settled && updated == replicas && ready < replicas {
             return Some((
                 if ready == 0 { Reason::RollingOut } else { Reason::ReplicasUnavailable },
@@ -277,8 +305,8 @@ fn goal(
     None
 }
 
-fn fetch_reason(refused: bool) -> Reason {
-    if refused { Reason::SourceRefused } else { Reason::FetchFailed }
+fn waits_for(claim: Option<&str>) -> String {
+    format!("PersistentVolumeClaim {} has no volume yet", claim.unwrap_or_default())
 }
 
 fn fetch_failed(desired: &Desired, why: &str) -> String {
@@ -295,12 +323,13 @@ fn whole_seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
-fn cached(desired: &Desired) -> Verdict {
+fn cached(desired: &Desired, unbound: Option<&str>) -> Verdict {
     match &desired.files {
         State::Here(_) => (true, Reason::Cached, "the model's files are in the cluster".into()),
         State::NoVolume => (false, Reason::WaitingForVolume, "the volume is being made".into()),
+        State::Fetching { .. } if unbound.is_some() => (false, Reason::WaitingForVolume, waits_for(unbound)),
         State::Fetching { .. } => (false, Reason::Fetching, "the model's files are being fetched".into()),
-        State::Failed { why, refused, .. } => (false, fetch_reason(*refused), fetch_failed(desired, why)),
+        State::Failed { why, refused, .. } => (false, fetched::reason(*refused), fetch_failed(desired, why)),
     }
 }
 
@@ -327,12 +356,18 @@ fn update(desired: &Desired) -> Verdict {
     }
 }
 
-fn keep(old: &EmbeddingModelStatus, type_: ConditionType) -> Verdict {
+/// What was known before; where nothing was, why nothing is.
+fn keep(old: &EmbeddingModelStatus, type_: ConditionType, outcome: &Outcome<'_>) -> Verdict {
     let was = old.conditions.iter().find(|condition| condition.type_ == type_.name());
     let reason = was.and_then(|was| Reason::ALL.into_iter().find(|reason| reason.name() == was.reason));
     match (was, reason) {
         (Some(was), Some(reason)) => (was.status == "True", reason, was.message.clone()),
-        _ => (false, Reason::InvalidSpec, "the spec was never built".into()),
+        _ => match outcome {
+            Outcome::Refused(Refusal { reason, .. }) | Outcome::Failed { reason, .. } => {
+                (false, *reason, "nothing was made yet".into())
+            }
+            Outcome::Applied { .. } => (false, Reason::Healthy, String::new()),
+        },
     }
 }
 
@@ -374,4 +409,425 @@ fn cache(model: &ValidModel, desired: &Desired) -> Option<CacheStatus> {
         _ => None,
     };
     Some(CacheStatus { claim_name: Some(claim_name), bytes, total_bytes: bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+
+    use super::super::apply;
+    use super::super::diagnose::tests::{observed, table};
+    use super::super::object::Kind;
+    use super::super::validate::validate;
+    use super::*;
+    use crate::config::Config;
+
+    const SUMMARY: &str =
+        r#"{"commit":"0123456789012345678901234567890123456789","bytes":9,"dimensions":384}"#;
+
+    fn config() -> Config {
+        Config {
+            server_image: "server".into(),
+            server_cuda_image: None,
+            hub_endpoint: "https://hub.test".into(),
+            allowed_endpoints: vec!["https://hub.test".into()],
+            fetch_retry: Duration::from_mins(1),
+        }
+    }
+
+    fn now() -> Timestamp {
+        "2026-01-01T00:00:00Z".parse().unwrap()
+    }
+
+    /// A model of the least source, with this in its spec, too.
+    fn model(more: &Value) -> EmbeddingModel {
+        let mut spec = json!({"source": {"huggingFace": {"repo": "org/name"}}});
+        for (field, value) in more.as_object().unwrap() {
+            spec[field] = value.clone();
+        }
+        serde_json::from_value(json!({
+            "apiVersion": "embeddings.kagent.dev/v1alpha1",
+            "kind": "EmbeddingModel",
+            "metadata": {"name": "minilm", "namespace": "default", "uid": "m", "generation": 3},
+            "spec": spec,
+        }))
+        .unwrap()
+    }
+
+    /// The status after a reconcile in which nothing failed.
+    fn applied(model: &EmbeddingModel, observed: &Observed, writes: usize) -> EmbeddingModelStatus {
+        match validate(model, observed.source_claim.as_ref(), &config()) {
+            Ok(valid) => {
+                let desired = build::build(&valid, observed, &config(), now());
+                let outcome = Outcome::Applied { model: &valid, desired: &desired, writes };
+                status(model, Some(observed), &outcome, now())
+            }
+            Err(refusal) => status(model, Some(observed), &Outcome::Refused(&refusal), now()),
+        }
+    }
+
+    /// What was seen, with everything that the operator makes of it.
+    fn made(model: &EmbeddingModel, mut seen: Observed) -> Observed {
+        let valid = validate(model, None, &config()).unwrap();
+        for object in build::build(&valid, &seen, &config(), now()).objects {
+            let key = (object.kind, object.name());
+            let mut value = object.value;
+            if let Some(old) = seen.children.get(&key) {
+                value.data["status"] = old.data["status"].clone();
+            }
+            value.metadata.uid = Some(format!("{}-uid", key.1));
+            value.metadata.generation = Some(1);
+            seen.children.insert(key, value);
+        }
+        seen
+    }
+
+    fn bound(model: &EmbeddingModel) -> Observed {
+        let mut seen = made(model, Observed::default());
+        cache_of(&mut seen)["status"] = json!({"phase": "Bound", "capacity": {"storage": "10Gi"}});
+        seen
+    }
+
+    /// With a fetch that ended so.
+    fn fetched(model: &EmbeddingModel, condition: &str, code: i32, message: &str) -> Observed {
+        let mut seen = made(model, bound(model));
+        let ((_, name), job) =
+            seen.children.iter_mut().find(|((kind, _), _)| *kind == Kind::Job).expect("it is fetched");
+        job.data["status"] =
+            json!({"conditions": [{"type": condition, "status": "True", "lastTransitionTime": now()}]});
+        let owner = json!({"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": job.metadata.uid});
+        let ended = json!({"terminated": {"exitCode": code, "message": message}});
+        let container = json!({"name": "fetch", "image": "server", "imageID": "", "ready": false, "restartCount": 0, "state": ended});
+        let pod = json!({
+            "metadata": {"name": "minilm-fetch-1", "ownerReferences": [owner]},
+            "status": {"phase": "Failed", "containerStatuses": [container]},
+        });
+        seen.pods.push(serde_json::from_value(pod).unwrap());
+        seen
+    }
+
+    /// With a Deployment of which so many replicas are available.
+    fn deployed(model: &EmbeddingModel, available: i32) -> Observed {
+        let mut seen = made(model, fetched(model, "Complete", 0, SUMMARY));
+        set_available(&mut seen, available);
+        seen
+    }
+
+    fn set_available(seen: &mut Observed, available: i32) {
+        let deployment = seen.children.get_mut(&(Kind::Deployment, "minilm".to_owned())).unwrap();
+        let replicas = deployment.data["spec"]["replicas"].clone();
+        deployment.data["status"] = json!({
+            "observedGeneration": 1,
+            "replicas": replicas,
+            "updatedReplicas": replicas,
+            "readyReplicas": available,
+            "availableReplicas": available,
+        });
+    }
+
+    /// The conditions, as `Type Status Reason`.
+    fn told(status: &EmbeddingModelStatus) -> Vec<String> {
+        let conditions = status.conditions.iter();
+        conditions.map(|it| format!("{} {} {}", it.type_, it.status, it.reason)).collect()
+    }
+
+    fn get<'a>(status: &'a EmbeddingModelStatus, type_: &str) -> &'a Condition {
+        status.conditions.iter().find(|condition| condition.type_ == type_).unwrap()
+    }
+
+    /// A status, and its conditions: Ready, `ModelCached`, Available, Progressing,
+    /// `UpdateAvailable`, Degraded, and what else there is.
+    type Told = (EmbeddingModelStatus, &'static str);
+
+    const GOOD: &str = "True Ready, True Cached, True Ready, False Reconciled, False UpToDate, False Healthy";
+
+    fn while_files_come() -> Vec<Told> {
+        let plain = model(&json!({}));
+        let mut unbound = bound(&plain);
+        cache_of(&mut unbound)["status"] = json!({"phase": "Pending"});
+        let waits = "False WaitingForVolume, False WaitingForVolume, False Unavailable, True WaitingForVolume, \
+                     False UpToDate, False Healthy, Reconciling True WaitingForVolume";
+        let fetches = "False Fetching, False Fetching, False Unavailable, True Fetching, False UpToDate, \
+                       False Healthy, Reconciling True Fetching";
+        let mut again = fetched(&plain, "Failed", 1, "x");
+        for job in again.children.values_mut().filter(|child| !child.data["status"]["conditions"].is_null()) {
+            job.data["status"]["conditions"][0]["lastTransitionTime"] = json!("2025-12-31T00:00:00Z");
+        }
+        let mut changed = plain.clone();
+        changed.spec.source.hugging_face.as_mut().unwrap().revision = "v2".into();
+        vec![
+            (applied(&plain, &Observed::default(), 3), waits),
+            (applied(&plain, &unbound, 0), waits),
+            (applied(&plain, &bound(&plain), 1), fetches),
+            (
+                applied(&plain, &fetched(&plain, "Failed", 1, "error: no room"), 0),
+                "False FetchFailed, False FetchFailed, False Unavailable, False FetchFailed, False UpToDate, \
+                 True FetchFailed, Stalled True FetchFailed",
+            ),
+            (
+                applied(&plain, &fetched(&plain, "Failed", 77, "error: 401"), 0),
+                "False SourceRefused, False SourceRefused, False Unavailable, False SourceRefused, \
+                 False UpToDate, True SourceRefused, Stalled True SourceRefused",
+            ),
+            (applied(&plain, &again, 0), fetches),
+            (
+                applied(&changed, &deployed(&plain, 1), 1),
+                "False Fetching, False Fetching, True Ready, True Fetching, False UpToDate, False Healthy, \
+                 Reconciling True Fetching",
+            ),
+            (
+                failed(&plain, &bound(&plain), &refusal(Kind::Job, "exceeded quota: q")),
+                "False QuotaExceeded, False Fetching, False Unavailable, False QuotaExceeded, False UpToDate, \
+                 True QuotaExceeded, Stalled True QuotaExceeded",
+            ),
+        ]
+    }
+
+    fn while_pods_come() -> Vec<Told> {
+        let plain = model(&json!({}));
+        let two = model(&json!({"replicas": 2}));
+        let rolls = "False RollingOut, True Cached, False Unavailable, True RollingOut, False UpToDate, \
+                     False Healthy, Reconciling True RollingOut";
+        let mut theirs = deployed(&plain, 1);
+        let deployment = (Kind::Deployment, "minilm".to_owned());
+        theirs.children.get_mut(&deployment).unwrap().metadata.owner_references = None;
+        let conflict = apply::Error::NameConflict { kind: Kind::Deployment, name: "minilm".into() };
+        vec![
+            (applied(&plain, &fetched(&plain, "Complete", 0, SUMMARY), 2), rolls),
+            (applied(&plain, &deployed(&plain, 0), 0), rolls),
+            (
+                applied(&two, &deployed(&two, 1), 0),
+                "False ReplicasUnavailable, True Cached, True Ready, True ReplicasUnavailable, False UpToDate, \
+                 False Healthy, Reconciling True ReplicasUnavailable",
+            ),
+            (
+                applied(&two, &deployed(&two, 2), 1),
+                "False RollingOut, True Cached, True Ready, True RollingOut, False UpToDate, False Healthy, \
+                 Reconciling True RollingOut",
+            ),
+            // Somebody else's Deployment serves something else.
+            (
+                failed(&plain, &theirs, &conflict),
+                "False NameConflict, True Cached, False Unavailable, False NameConflict, False UpToDate, \
+                 True NameConflict, Stalled True NameConflict",
+            ),
+            (
+                failed(&plain, &deployed(&plain, 1), &refusal(Kind::Deployment, "no")),
+                "False ApplyFailed, True Cached, True Ready, True ApplyFailed, False UpToDate, \
+                 True ApplyFailed, Reconciling True ApplyFailed",
+            ),
+        ]
+    }
+
+    fn while_it_is_served() -> Vec<Told> {
+        let plain = model(&json!({}));
+        let (none, two) = (model(&json!({"replicas": 0})), model(&json!({"replicas": 2})));
+        let mut paused = plain.clone();
+        paused.spec.paused = true;
+        let mut updated = deployed(&plain, 1);
+        for ((kind, name), record) in &mut updated.children {
+            if *kind == Kind::ControllerRevision && name.contains("template") {
+                record.data["data"]["pods"]["spec"]["containers"][0]["image"] = json!("server:0");
+            }
+        }
+        let updated = made(&plain, updated);
+        let mut lost = deployed(&plain, 1);
+        cache_of(&mut lost)["status"] = json!({"phase": "Lost"});
+        vec![
+            (applied(&two, &deployed(&two, 2), 0), GOOD),
+            (
+                applied(&none, &deployed(&none, 0), 0),
+                "False ScaledToZero, True Cached, False ScaledToZero, False Reconciled, False UpToDate, \
+                 False Healthy",
+            ),
+            (
+                applied(&plain, &updated, 0),
+                "True Ready, True Cached, True Ready, False Reconciled, True NewPodTemplate, False Healthy",
+            ),
+            (
+                applied(&paused, &deployed(&plain, 1), 0),
+                "True Ready, True Cached, True Ready, False Paused, False UpToDate, False Healthy",
+            ),
+            (
+                applied(&paused, &deployed(&plain, 0), 0),
+                "False Paused, True Cached, False Unavailable, False Paused, False UpToDate, False Healthy",
+            ),
+            // It serves, and will not when its pods go.
+            (
+                applied(&plain, &lost, 0),
+                "True Ready, True Cached, True Ready, False Reconciled, False UpToDate, True VolumeFailed",
+            ),
+            (
+                failed(&plain, &deployed(&plain, 1), &refusal(Kind::PersistentVolumeClaim, "cannot grow")),
+                "False VolumeFailed, True Cached, True Ready, False VolumeFailed, False UpToDate, \
+                 True VolumeFailed, Stalled True VolumeFailed",
+            ),
+        ]
+    }
+
+    fn refused() -> Vec<(EmbeddingModelStatus, &'static str)> {
+        [
+            (json!({"inference": {"device": "CUDA"}}), "InvalidSpec"),
+            (json!({"source": {"huggingFace": {"repo": "a/b", "endpoint": "https://x.test"}}}), "NotAllowed"),
+            (json!({"gpu": {}}), "NoCudaImage"),
+            (json!({"source": {"persistentVolumeClaim": {"claimName": "x"}}}), "ReferenceMissing"),
+        ]
+        .map(|(more, reason)| (applied(&model(&more), &Observed::default(), 0), reason))
+        .into()
+    }
+
+    fn cache_of(seen: &mut Observed) -> &mut Value {
+        let key = (Kind::PersistentVolumeClaim, "minilm-cache".to_owned());
+        &mut seen.children.get_mut(&key).unwrap().data
+    }
+
+    fn refusal(kind: Kind, message: &str) -> apply::Error {
+        let status =
+            kube::core::Status { message: message.into(), code: 403, ..kube::core::Status::default() };
+        let source = kube::Error::Api(Box::new(status));
+        apply::Error::Write { verb: "applying", kind, name: "x".into(), source }
+    }
+
+    fn failed(model: &EmbeddingModel, seen: &Observed, error: &apply::Error) -> EmbeddingModelStatus {
+        let valid = validate(model, None, &config()).unwrap();
+        let desired = build::build(&valid, seen, &config(), now());
+        let outcome = Outcome::Failed {
+            reason: error.reason(),
+            message: error.to_string(),
+            wanted: Some((&valid, &desired)),
+        };
+        status(model, Some(seen), &outcome, now())
+    }
+
+    #[test]
+    fn each_state_is_told_in_its_conditions() {
+        let types = ["Ready ", "ModelCached ", "Available ", "Progressing ", "UpdateAvailable ", "Degraded "];
+        let types = types.into_iter().chain(std::iter::repeat(""));
+        for (status, expected) in [while_files_come(), while_pods_come(), while_it_is_served()].concat() {
+            let expected: Vec<String> = types
+                .clone()
+                .zip(expected.split(", "))
+                .map(|(type_, rest)| format!("{type_}{rest}"))
+                .collect();
+            assert_eq!(told(&status), expected, "{status:#?}");
+            for condition in &status.conditions {
+                assert_eq!(condition.observed_generation, Some(3));
+                assert!(!condition.message.is_empty(), "{condition:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_told_of_everything_that_it_keeps_from_being() {
+        for (status, reason) in refused() {
+            for (type_, holds) in [("Ready", "False"), ("ModelCached", "False"), ("Stalled", "True")] {
+                let condition = get(&status, type_);
+                assert_eq!((condition.status.as_str(), condition.reason.as_str()), (holds, reason));
+            }
+        }
+    }
+
+    /// What is wrong with a model whose pods are on their way.
+    fn in_trouble(there: &Value) -> EmbeddingModelStatus {
+        let plain = model(&json!({}));
+        let mut seen = deployed(&plain, 0);
+        let trouble = observed(there);
+        for (key, mut child) in trouble.children {
+            if let Some(ours) = seen.children.get_mut(&key) {
+                for (field, value) in child.data["status"].as_object().unwrap() {
+                    ours.data["status"][field] = value.clone();
+                }
+            } else {
+                child.metadata.labels = None;
+                seen.children.insert(key, child);
+            }
+        }
+        seen.pods.extend(trouble.pods);
+        seen.events.extend(trouble.events);
+        seen.source_claim = trouble.source_claim;
+        applied(&plain, &seen, 0)
+    }
+
+    #[test]
+    fn what_is_wrong_is_why_it_is_not_ready() {
+        for (there, expected) in table() {
+            let Some((reason, says)) = expected else { continue };
+            // Of a claim that asks for no more than it has, growing is not told.
+            if there.to_string().contains("VolumeResizeFailed") {
+                continue;
+            }
+            let status = in_trouble(&there);
+            for (type_, holds) in [("Ready", "False"), ("Degraded", "True")] {
+                let condition = get(&status, type_);
+                assert_eq!(
+                    (condition.status.as_str(), &condition.reason),
+                    (holds, &reason.name()),
+                    "{there}"
+                );
+                assert!(condition.message.contains(says), "{condition:?}");
+            }
+            let stalled = status.conditions.iter().any(|condition| condition.type_ == "Stalled");
+            assert_eq!(stalled, reason != Reason::ProbeFailed, "{there}");
+        }
+    }
+
+    #[test]
+    fn every_reason_is_told_of_something() {
+        let states = [while_files_come(), while_pods_come(), while_it_is_served(), refused()].concat();
+        let of_states = states.into_iter().map(|(status, _)| status);
+        let of_trouble = table().into_iter().map(|(there, _)| in_trouble(&there));
+        let told: BTreeSet<String> = of_states
+            .chain(of_trouble)
+            .flat_map(|status| status.conditions)
+            .map(|condition| condition.reason)
+            .collect();
+        let all: BTreeSet<String> = Reason::ALL.into_iter().map(Reason::name).collect();
+        assert_eq!(told, all);
+    }
+
+    #[test]
+    fn times_change_with_a_status_and_not_with_a_reason() {
+        let mut plain = model(&json!({}));
+        let first = applied(&plain, &bound(&plain), 0);
+        plain.status = Some(first.clone());
+        let later = now() + jiff::SignedDuration::from_secs(60);
+        let valid = validate(&plain, None, &config()).unwrap();
+        let seen = fetched(&plain, "Complete", 0, SUMMARY);
+        let desired = build::build(&valid, &seen, &config(), later);
+        let outcome = Outcome::Applied { model: &valid, desired: &desired, writes: 1 };
+        let second = status(&plain, Some(&seen), &outcome, later);
+        assert_eq!(get(&second, "Ready").reason, "RollingOut");
+        assert_eq!(get(&second, "Ready").last_transition_time.0, now());
+        assert_eq!(get(&second, "ModelCached").last_transition_time.0, later);
+        assert!(!is_same(Some(&first), &second) && is_same(Some(&second), &second));
+        // A condition of somebody else is nothing that we would change.
+        let mut with_another = second.clone();
+        with_another
+            .conditions
+            .push(Condition { type_: "example.com/Theirs".into(), ..second.conditions[0].clone() });
+        assert!(is_same(Some(&with_another), &second));
+        assert!(!is_same(None, &second));
+    }
+
+    #[test]
+    fn what_was_known_stays_while_nothing_can_be_seen() {
+        let mut plain = model(&json!({"replicas": 2}));
+        let before = applied(&plain, &deployed(&plain, 2), 0);
+        plain.status = Some(before.clone());
+        let outcome =
+            Outcome::Failed { reason: Reason::ApplyFailed, message: "no answer".into(), wanted: None };
+        let after = status(&plain, None, &outcome, now());
+        assert_eq!((after.replicas, after.ready_replicas), (2, 2));
+        assert_eq!(
+            (&after.model, &after.cache, &after.endpoint),
+            (&before.model, &before.cache, &before.endpoint)
+        );
+        for type_ in ["ModelCached", "Available", "UpdateAvailable"] {
+            assert_eq!(get(&after, type_), get(&before, type_));
+        }
+        assert_eq!(get(&after, "Ready").reason, "ApplyFailed");
+    }
 }

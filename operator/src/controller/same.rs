@@ -6,13 +6,17 @@ use serde_json::Value;
 /// and fields of others.
 ///
 /// Lists of objects with a name of their own are compared by that name, as server-side
-/// apply merges them; other lists as a whole. Amounts are compared as amounts, because
-/// the API server rewrites them (`1000m` becomes `1`).
+/// apply merges them; other lists as a whole. What server-side apply replaces as a whole
+/// and the API server adds nothing to, like selectors, must not say more either. Amounts are
+/// compared as amounts, because the API server rewrites them (`1000m` becomes `1`).
 pub fn covers(wanted: &Value, found: &Value) -> bool {
     field("", wanted, found)
 }
 
 fn field(name: &str, wanted: &Value, found: &Value) -> bool {
+    if is_whole(name) {
+        return equal(wanted, found);
+    }
     match (wanted, found) {
         (Value::Object(wanted), Value::Object(found)) => {
             wanted.iter().all(|(name, wanted)| match found.get(name) {
@@ -20,9 +24,10 @@ fn field(name: &str, wanted: &Value, found: &Value) -> bool {
                 None => is_empty(wanted),
             })
         }
-        (Value::Array(wanted), Value::Array(found)) => match merge_key(name) {
-            Some(key) => wanted.iter().all(|wanted| {
-                found.iter().any(|found| wanted[key] == found[key] && field("", wanted, found))
+        (Value::Array(wanted), Value::Array(found)) => match merge_keys(name, wanted) {
+            Some(keys) => wanted.iter().all(|wanted| {
+                let is_it = |found: &&Value| keys.iter().all(|key| wanted[*key] == found[*key]);
+                found.iter().filter(is_it).any(|found| field("", wanted, found))
             }),
             None => {
                 wanted.len() == found.len()
@@ -43,12 +48,54 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// By which field the elements of a list are merged, where others may add some.
-fn merge_key(list: &str) -> Option<&'static str> {
+/// Whether a field belongs to one manager as a whole, down to the last leaf, and is stored
+/// as it was written.
+fn is_whole(name: &str) -> bool {
+    matches!(
+        name,
+        "selector"
+            | "labelSelector"
+            | "podSelector"
+            | "namespaceSelector"
+            | "nodeSelector"
+            | "tolerations"
+            | "requiredDuringSchedulingIgnoredDuringExecution"
+            | "preferredDuringSchedulingIgnoredDuringExecution"
+            | "metrics"
+            | "scaleTargetRef"
+            | "ingress"
+    )
+}
+
+/// Whether both say the same, but for what is empty.
+fn equal(wanted: &Value, found: &Value) -> bool {
+    match (wanted, found) {
+        (Value::Object(wanted), Value::Object(found)) => {
+            wanted.iter().all(|(name, wanted)| match found.get(name) {
+                Some(found) => equal(wanted, found),
+                None => is_empty(wanted),
+            }) && found.iter().all(|(name, found)| wanted.contains_key(name) || is_empty(found))
+        }
+        (Value::Array(wanted), Value::Array(found)) => {
+            wanted.len() == found.len()
+                && wanted.iter().zip(found).all(|(wanted, found)| equal(wanted, found))
+        }
+        _ => wanted == found || is_same_amount(wanted, found),
+    }
+}
+
+/// By which fields the elements of a list are merged, where others may add some.
+fn merge_keys(list: &str, elements: &[Value]) -> Option<&'static [&'static str]> {
     match list {
-        "containers" | "initContainers" | "volumes" | "env" | "imagePullSecrets" => Some("name"),
-        "volumeMounts" => Some("mountPath"),
-        "ownerReferences" => Some("uid"),
+        "containers" | "initContainers" | "volumes" | "env" | "imagePullSecrets" => Some(&["name"]),
+        "volumeMounts" => Some(&["mountPath"]),
+        "ownerReferences" => Some(&["uid"]),
+        "topologySpreadConstraints" => Some(&["topologyKey", "whenUnsatisfiable"]),
+        // Of containers, and of Services.
+        "ports" if elements.iter().all(|port| port["containerPort"].is_number()) => {
+            Some(&["containerPort", "protocol"])
+        }
+        "ports" if elements.iter().all(|port| !port["targetPort"].is_null()) => Some(&["port", "protocol"]),
         _ => None,
     }
 }
@@ -124,8 +171,26 @@ mod tests {
             (
                 json!({"tolerations": [{"key": "a"}]}),
                 json!({"tolerations": [{"key": "a", "effect": "x"}]}),
+                false,
+            ),
+            (json!({"items": [{"key": "a"}]}), json!({"items": [{"key": "a", "mode": 1}]}), true),
+            (json!({"selector": {"a": "b"}}), json!({"selector": {"a": "b", "c": "d"}}), false),
+            (
+                json!({"selector": {"matchLabels": {"a": "b"}}}),
+                json!({"selector": {"matchLabels": {"a": "b"}, "matchExpressions": []}}),
                 true,
             ),
+            (
+                json!({"ports": [{"containerPort": 1, "protocol": "TCP"}]}),
+                json!({"ports": [{"containerPort": 2, "protocol": "TCP"}, {"containerPort": 1, "protocol": "TCP"}]}),
+                true,
+            ),
+            (
+                json!({"ports": [{"port": 1, "targetPort": "a"}]}),
+                json!({"ports": [{"port": 1, "targetPort": "a", "nodePort": 3}, {"port": 2, "targetPort": "a"}]}),
+                true,
+            ),
+            (json!({"ports": [{"port": 1}]}), json!({"ports": [{"port": 1}, {"port": 2}]}), false),
             (
                 json!({"tolerations": [{"key": "a"}]}),
                 json!({"tolerations": [{"key": "a"}, {"key": "b"}]}),

@@ -6,19 +6,23 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource as _, ResourceExt as _};
+use regex::RegexBuilder;
 use serde::Serialize;
 use url::{Host, Url};
 
 use super::build::names;
 use crate::config::Config;
-use crate::crd::rules::{HOST_MESSAGE, MAX_NAME};
-use crate::crd::source::{Archive, FilledClaim, HuggingFace, ModelImage};
+use crate::crd::rules::{
+    DOTS, DOTS_MESSAGE, HOST_MESSAGE, LOCAL, MAX_NAME, ORIGIN, REPO_MESSAGE, REVISION_MESSAGE,
+};
+use crate::crd::source::{Archive, FilledClaim, HuggingFace, ModelImage, patterns};
 use crate::crd::status::Reason;
 use crate::crd::{
     AccessMode, Autoscaling, Device, EmbeddingModel, Gpu, Inference, ModelCache, Monitoring, Network,
-    PodTemplate, Resources, ServiceOptions,
+    PodTemplate, QUANTITY, Resources, ServiceOptions,
 };
 
 /// Why a model is not built: somebody has to change something.
@@ -167,6 +171,10 @@ pub fn validate(
     else {
         return Err(Refusal::spec("the object has no namespace or uid: it is not from a cluster"));
     };
+    looks_good("cache.size", &spec.cache.size.0, QUANTITY)?;
+    if !is_above_zero(&spec.cache.size) {
+        return Err(Refusal::spec("cache.size must be above 0"));
+    }
     if spec.cache.ephemeral && spec.cache.retain {
         return Err(Refusal::spec("cache.retain contradicts cache.ephemeral: leave one of them out"));
     }
@@ -244,6 +252,11 @@ fn name_is_good(name: &str) -> Result<(), Refusal> {
     )))
 }
 
+fn is_above_zero(size: &Quantity) -> bool {
+    let number = size.0.strip_prefix('+').unwrap_or(&size.0);
+    number.chars().take_while(|c| c.is_ascii_digit() || *c == '.').any(|c| matches!(c, '1'..='9'))
+}
+
 fn volumes_are_good(pods: &PodTemplate) -> Result<(), Refusal> {
     for volume in &pods.volumes {
         let sources = [
@@ -285,8 +298,19 @@ fn files(
     let download = match (&source.hugging_face, &source.persistent_volume_claim, &source.http, &source.image)
     {
         (Some(repo), None, None, None) => {
+            looks_good("source.huggingFace.repo", &repo.repo, patterns::REPO)?;
+            let name = &repo.repo;
+            if name.contains("..") || name.contains("--") || name.strip_suffix(".git").is_some() {
+                return Err(Refusal::spec(format!("source.huggingFace: {REPO_MESSAGE}")));
+            }
+            let revision = &repo.revision;
+            looks_good("source.huggingFace.revision", revision, patterns::REVISION)?;
+            if ["..", "//", "/."].iter().any(|bad| revision.contains(bad)) {
+                return Err(Refusal::spec(format!("source.huggingFace: {REVISION_MESSAGE}")));
+            }
             let endpoint = repo.endpoint.clone().unwrap_or_else(|| config.hub_endpoint.clone());
             if repo.endpoint.is_some() {
+                looks_good("source.huggingFace.endpoint", &endpoint, patterns::ENDPOINT)?;
                 address_is_good("source.huggingFace.endpoint", &endpoint, config)?;
             }
             if model.spec.cache.ephemeral && !is_commit(&repo.revision) {
@@ -298,6 +322,10 @@ fn files(
             Download::Hub { repo: repo.clone(), endpoint }
         }
         (None, Some(claim), None, None) => {
+            let path = claim.path.as_deref();
+            path.map_or(Ok(()), |path| {
+                looks_good("source.persistentVolumeClaim.path", path, patterns::PATH)
+            })?;
             let Some(found) = source_claim else {
                 return Err(Refusal {
                     reason: Reason::ReferenceMissing,
@@ -313,10 +341,17 @@ fn files(
             return Ok(Files::Claim { claim: claim.clone(), many_nodes });
         }
         (None, None, Some(archive), None) => {
+            looks_good("source.http.url", &archive.url, patterns::URL)?;
+            looks_good("source.http.sha256", &archive.sha256, patterns::SHA256)?;
             address_is_good("source.http.url", &archive.url, config)?;
             Download::Archive(archive.clone())
         }
-        (None, None, None, Some(image)) => return Ok(Files::Image(image.clone())),
+        (None, None, None, Some(image)) => {
+            looks_good("source.image.reference", &image.reference, patterns::REFERENCE)?;
+            let path = image.path.as_deref();
+            path.map_or(Ok(()), |path| looks_good("source.image.path", path, patterns::PATH))?;
+            return Ok(Files::Image(image.clone()));
+        }
         _ => {
             return Err(Refusal::spec(
                 "source: exactly one of huggingFace, persistentVolumeClaim, http and image is needed",
@@ -331,9 +366,26 @@ fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
+fn looks_good(field: &str, text: &str, pattern: &str) -> Result<(), Refusal> {
+    if matches(pattern, text) { Ok(()) } else { Err(Refusal::spec(format!("{field}: must match {pattern}"))) }
+}
+
+/// As the API server does it: all patterns are of ASCII.
+fn matches(pattern: &str, text: &str) -> bool {
+    let pattern = RegexBuilder::new(pattern).unicode(false).build();
+    pattern.expect("the patterns of the schema are good").is_match(text)
+}
+
 /// Whether an address may be asked: see `HOST` in [`crate::crd::rules`].
 fn address_is_good(field: &str, address: &str, config: &Config) -> Result<(), Refusal> {
     let wrong = || Refusal::spec(format!("{field}: {HOST_MESSAGE}"));
+    if !matches(ORIGIN, address) || LOCAL.iter().any(|local| matches(local, address)) {
+        return Err(wrong());
+    }
+    if matches(DOTS, address) {
+        return Err(Refusal::spec(format!("{field}: {DOTS_MESSAGE}")));
+    }
+    // The same once more by the program's own reading of addresses.
     let url = Url::parse(address).map_err(|_| wrong())?;
     let good = match url.host() {
         None => false,
@@ -350,7 +402,9 @@ fn address_is_good(field: &str, address: &str, config: &Config) -> Result<(), Re
     if !good {
         return Err(wrong());
     }
-    // By whole origins: `https://hub.example` does not allow `https://hub.example.evil`.
+    // By whole origins: `https://hub.example` does not allow `https://hub.example.evil`. And as
+    // `--allowed-endpoints` is read: `https://Hub.Example:443` is the same.
+    let address = url.as_str();
     let allowed = |beginning: &String| {
         let beginning = beginning.trim_end_matches('/');
         address.strip_prefix(beginning).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))

@@ -28,23 +28,102 @@ const URL: &str = "/properties/spec/properties/source/properties/http/properties
 const VOLUME: &str = "/properties/spec/properties/podTemplate/properties/volumes/items";
 const PEER: &str = "/properties/spec/properties/network/properties/allowFrom/items";
 
-/// A host that may be asked: neither this machine nor an address that only means something
-/// on a link (where clouds keep their metadata). Private ranges are allowed: mirrors live
-/// there. A name's last label begins with a letter, and numbers have no leading zeros,
-/// because programs read `0x7f.1`, `2130706433` and `0177.0.0.1` as addresses.
-///
-/// By patterns, because the API server estimates the cost of functions on addresses as if
-/// what they give had no bound.
-const HOST: &str = "self.matches('^https?://(([A-Za-z0-9_-]+[.])*[A-Za-z][A-Za-z0-9-]*\
-        |(0|[1-9][0-9]{0,2})([.](0|[1-9][0-9]{0,2})){3}|[[][0-9A-Fa-f]+:[0-9A-Fa-f:.]*[]])(:[0-9]{1,5})?(/|$)') \
-    && !self.matches('^https?://(0|127|169[.]254)[.]') \
-    && !self.matches('^https?://(100[.]100[.]100[.]200|192[.]0[.]0[.]192)(:|/|$)') \
-    && !self.matches('(?i)^https?://[[](0+:|fe[89ab][0-9a-f]:|fd00:0?ec2:)') \
-    && !self.matches('(?i)^https?://(([a-z0-9_-]+[.])*localhost|metadata|metadata[.]google[.]internal)(:|/|$)')";
+/// One group of an IPv6 address.
+macro_rules! group {
+    () => {
+        "[0-9A-Fa-f]{1,4}"
+    };
+}
+
+/// A number of an IPv4 address.
+macro_rules! octet {
+    () => {
+        "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+    };
+}
+
+/// A scheme, a host and perhaps a port; neither a user nor a password. A name's last label
+/// begins with a letter, and numbers have no leading zeros, because programs read `0x7f.1`,
+/// `2130706433` and `0177.0.0.1` as addresses.
+macro_rules! origin {
+    () => {
+        concat!(
+            "^https?://(([A-Za-z0-9_-]+[.])*[A-Za-z][A-Za-z0-9-]*|",
+            concat!(octet!(), "([.]", octet!(), "){3}|"),
+            concat!(r"\[(", group!(), ":(:", group!(), "){1,6}|"),
+            concat!("(", group!(), ":){1,2}(:", group!(), "){1,5}|"),
+            concat!("(", group!(), ":){1,3}(:", group!(), "){1,4}|"),
+            concat!("(", group!(), ":){1,4}(:", group!(), "){1,3}|"),
+            concat!("(", group!(), ":){1,5}(:", group!(), "){1,2}|"),
+            concat!("(", group!(), ":){1,6}:", group!(), "|"),
+            concat!("(", group!(), ":){7}", group!(), "|(", group!(), r":){1,7}:)\])"),
+            "(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?(/|$)",
+        )
+    };
+}
+
+/// IPv4 addresses of this machine, of its link, and of clouds' metadata.
+macro_rules! local_v4 {
+    () => {
+        "^https?://((0|127|169[.]254)[.]|(100[.]100[.]100[.]200|168[.]63[.]129[.]16|192[.]0[.]0[.]192)(:|/|$))"
+    };
+}
+
+/// The same of IPv6; what begins with zeros is loopback, or an IPv4 address in disguise.
+macro_rules! local_v6 {
+    () => {
+        r"(?i)^https?://\[(0+:|fe[89ab][0-9a-f]:|fd00:0?ec2:|fd20:0{0,2}ce:)"
+    };
+}
+
+/// Names that stand for such addresses, in the hosts file of every pod or in a cloud's DNS.
+macro_rules! local_name {
+    () => {
+        concat!(
+            "(?i)^https?://(([a-z0-9_-]+[.])*localhost|localhost[.]localdomain|ip6-(localhost|loopback)|",
+            "metadata|metadata[.]google[.]internal|metadata[.]goog|instance-data([.]ec2[.]internal)?)(:|/|$)",
+        )
+    };
+}
+
+/// What an address must look like.
+pub const ORIGIN: &str = origin!();
+
+/// What an address must not look like: this machine, or what only means something on a link
+/// (where clouds keep their metadata). Private ranges are allowed: mirrors live there.
+pub const LOCAL: [&str; 3] = [local_v4!(), local_v6!(), local_name!()];
+
+/// [`ORIGIN`] and [`LOCAL`]. By patterns, because the API server estimates the cost of
+/// functions on addresses as if what they give had no bound.
+const HOST: &str = concat!(
+    concat!("self.matches(r'", origin!(), "')"),
+    concat!(" && !self.matches(r'", local_v4!(), "')"),
+    concat!(" && !self.matches(r'", local_v6!(), "')"),
+    concat!(" && !self.matches(r'", local_name!(), "')"),
+);
 
 /// What a user reads when [`HOST`] is broken.
 pub const HOST_MESSAGE: &str = "must be an address outside of the node: no loopback, link-local or metadata address, \
      and no number that stands for one";
+
+/// Segments of a path that lead elsewhere, also in disguise: programs take them away before
+/// they ask, and what was allowed by its beginning was another address then.
+macro_rules! dots {
+    () => {
+        "(?i)/([.]|%2e){1,2}(/|$)"
+    };
+}
+
+/// What the path of an address must not look like.
+pub const DOTS: &str = dots!();
+/// What a user reads when [`DOTS`] is found.
+pub const DOTS_MESSAGE: &str = "must not have '/../' or '/./' in it";
+const NO_DOTS: &str = concat!("!self.matches(r'", dots!(), "')");
+
+/// What a user reads when a repository's name leads elsewhere.
+pub const REPO_MESSAGE: &str = "repo must not have '..' or '--' in it or end in .git";
+/// What a user reads when a revision leads elsewhere.
+pub const REVISION_MESSAGE: &str = "revision must not have '..', '//' or '/.' in it";
 
 /// All rules, in the order of the schema.
 pub const RULES: &[Rule] = &[
@@ -63,21 +142,18 @@ pub const RULES: &[Rule] = &[
     Rule {
         at: HUGGING_FACE,
         rule: "!self.repo.contains('..') && !self.repo.contains('--') && !self.repo.endsWith('.git')",
-        message: "repo must not have '..' or '--' in it or end in .git",
+        message: REPO_MESSAGE,
     },
     Rule {
         at: HUGGING_FACE,
         rule: "!has(self.revision) || !(self.revision.contains('..') || self.revision.contains('//') || \
                self.revision.contains('/.'))",
-        message: "revision must not have '..', '//' or '/.' in it",
+        message: REVISION_MESSAGE,
     },
     Rule { at: ENDPOINT, rule: HOST, message: HOST_MESSAGE },
+    Rule { at: ENDPOINT, rule: NO_DOTS, message: DOTS_MESSAGE },
     Rule { at: URL, rule: HOST, message: HOST_MESSAGE },
-    Rule {
-        at: URL,
-        rule: "!self.contains('/../') && !self.contains('/./')",
-        message: "must not have '/../' or '/./' in it",
-    },
+    Rule { at: URL, rule: NO_DOTS, message: DOTS_MESSAGE },
     Rule {
         at: SPEC,
         rule: "!(has(self.gpu) && has(self.inference) && has(self.inference.device) && \

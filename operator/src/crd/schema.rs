@@ -8,6 +8,9 @@ use serde_json::{Map, Value, json};
 use super::EmbeddingModel;
 use super::rules::RULES;
 
+/// The API server's own pattern for quantities.
+pub const QUANTITY: &str = r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$";
+
 /// The definition as it is applied to a cluster.
 ///
 /// # Panics
@@ -57,11 +60,10 @@ fn clean(schema: &mut Value) {
 
 /// A quantity that can also be written as a number.
 pub(super) fn quantity(_: &mut SchemaGenerator) -> Schema {
-    // The API server's own pattern for quantities.
     json_schema!({
         "x-kubernetes-int-or-string": true,
         "anyOf": [{"type": "integer"}, {"type": "string"}],
-        "pattern": r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$",
+        "pattern": QUANTITY,
         "maxLength": 32,
     })
 }

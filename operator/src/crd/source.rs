@@ -3,6 +3,24 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// What admits nothing that a shell or a path could abuse.
+pub mod patterns {
+    /// A repository of a hub.
+    pub const REPO: &str = r"^[A-Za-z0-9_]([A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?(/[A-Za-z0-9_]([A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?)?$";
+    /// A commit, tag or branch.
+    pub const REVISION: &str = r"^[A-Za-z0-9_]([A-Za-z0-9._/-]*[A-Za-z0-9_-])?$";
+    /// A hub's address.
+    pub const ENDPOINT: &str = r"^https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~/-]*)?$";
+    /// An archive's address.
+    pub const URL: &str = r"^https?://[A-Za-z0-9.:\[\]_-]+/[A-Za-z0-9._~/%+,=@-]+\.(tar\.gz|tgz)$";
+    /// A sha256.
+    pub const SHA256: &str = r"^[0-9a-f]{64}$";
+    /// A directory in a volume or image.
+    pub const PATH: &str = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$";
+    /// An image by its digest.
+    pub const REFERENCE: &str = r"^[A-Za-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}$";
+}
+
 /// Where the model's files come from: exactly one of these.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -31,9 +49,7 @@ pub struct HuggingFace {
     /// The repository: organisation/name.
     #[schemars(
         length(min = 1, max = 193),
-        regex(
-            pattern = r"^[A-Za-z0-9_]([A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?(/[A-Za-z0-9_]([A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?)?$"
-        )
+        regex(pattern = patterns::REPO)
     )]
     pub repo: String,
 
@@ -42,7 +58,7 @@ pub struct HuggingFace {
     #[serde(default = "main_branch")]
     #[schemars(
         length(min = 1, max = 240),
-        regex(pattern = r"^[A-Za-z0-9_]([A-Za-z0-9._/-]*[A-Za-z0-9_-])?$")
+        regex(pattern = patterns::REVISION)
     )]
     pub revision: String,
 
@@ -56,7 +72,7 @@ pub struct HuggingFace {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 1024),
-        regex(pattern = r"^https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~/-]*)?$")
+        regex(pattern = patterns::ENDPOINT)
     )]
     pub endpoint: Option<String>,
 }
@@ -88,7 +104,7 @@ pub struct FilledClaim {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 512),
-        regex(pattern = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$")
+        regex(pattern = patterns::PATH)
     )]
     pub path: Option<String>,
 }
@@ -100,12 +116,12 @@ pub struct Archive {
     /// The address of a gzipped tar archive.
     #[schemars(
         length(min = 1, max = 2048),
-        regex(pattern = r"^https?://[A-Za-z0-9.:\[\]_-]+/[A-Za-z0-9._~/%+,=@-]+\.(tar\.gz|tgz)$")
+        regex(pattern = patterns::URL)
     )]
     pub url: String,
 
     /// The archive's sha256, in lower-case hexadecimal digits.
-    #[schemars(length(min = 64, max = 64), regex(pattern = r"^[0-9a-f]{64}$"))]
+    #[schemars(length(min = 64, max = 64), regex(pattern = patterns::SHA256))]
     pub sha256: String,
 }
 
@@ -116,7 +132,7 @@ pub struct ModelImage {
     /// The image, by its digest.
     #[schemars(
         length(min = 1, max = 512),
-        regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}$")
+        regex(pattern = patterns::REFERENCE)
     )]
     pub reference: String,
 
@@ -124,7 +140,7 @@ pub struct ModelImage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 512),
-        regex(pattern = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$")
+        regex(pattern = patterns::PATH)
     )]
     pub path: Option<String>,
 }

@@ -175,7 +175,7 @@ impl ConditionType {
     }
 }
 
-/// Why a condition is what it is: the whole vocabulary. `docs/operations.md` says of each
+/// Why a condition is what it is: the whole vocabulary. `docs/operator.md` says of each
 /// what to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {

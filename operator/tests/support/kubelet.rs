@@ -11,7 +11,8 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Container, Node, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Container, Event, Node, ObjectReference, PersistentVolumeClaim, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
@@ -252,6 +253,29 @@ where
     }
 }
 
+/// Says what a component of Kubernetes would say about an object of a namespace, as an event;
+/// about a pod, its kubelet or the scheduler.
+pub async fn tell(client: Client, about: &ObjectReference, type_: &str, reason: &str, message: &str) {
+    let namespace = about.namespace.clone().unwrap_or_default();
+    let now = Timestamp::now();
+    let event = json!({
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"generateName": "told-"},
+        "involvedObject": about,
+        "type": type_,
+        "reason": reason,
+        "message": message,
+        "count": 1,
+        "firstTimestamp": Time(now),
+        "lastTimestamp": Time(now),
+        "source": {"component": USER},
+    });
+    let event: Event = serde_json::from_value(event).expect("an event");
+    let events: Api<Event> = Api::namespaced(client, &namespace);
+    events.create(&PostParams::default(), &event).await.expect("the API server takes it");
+}
+
 fn complain(what: &str, error: &dyn Display) {
     eprintln!("{USER}: {what}: {error}");
 }
@@ -374,6 +398,8 @@ struct Instance {
     state: Value,
     last_state: Value,
     restarts: u32,
+    /// Whether its startup probe has passed: never in one that ends at once.
+    started: bool,
     ready: bool,
 }
 
@@ -552,6 +578,7 @@ impl Body {
         self.phase = "Running";
         for (index, instance) in self.containers.iter_mut().enumerate() {
             instance.run();
+            instance.started = true;
             instance.ready = index > 0 || ready > 0;
         }
     }
@@ -568,6 +595,7 @@ impl Body {
 
     async fn end(&mut self, stage: &Stage, exit: &Exit) {
         self.start(0);
+        self.containers[0].started = false;
         self.publish(stage).await;
         let restarts = match self.restart_policy.as_str() {
             "Never" => false,
@@ -582,6 +610,11 @@ impl Body {
             self.finish(exit.code == 0);
             return self.publish(stage).await;
         }
+        // The first time at once, as a kubelet does.
+        self.containers[0].end(exit);
+        self.publish(stage).await;
+        self.containers[0].run();
+        self.publish(stage).await;
         let mut delay = FIRST_RESTART;
         loop {
             self.containers[0].end(exit);
@@ -723,6 +756,7 @@ impl Instance {
             state: Value::Null,
             last_state: Value::Null,
             restarts: 0,
+            started: false,
             ready: false,
         }
     }
@@ -753,6 +787,7 @@ impl Instance {
         let now = Timestamp::now();
         let started = self.state.pointer("/running/startedAt").cloned();
         self.ready = false;
+        self.started = false;
         self.state = json!({"terminated": {
             "exitCode": exit.code,
             "reason": exit.reason,
@@ -787,7 +822,7 @@ impl Instance {
             "lastState": self.last_state,
             "restartCount": self.restarts,
             "ready": self.ready,
-            "started": self.is_running(),
+            "started": self.is_running() && self.started,
         })
     }
 }

@@ -6,5 +6,6 @@
 pub mod cluster;
 pub mod kubelet;
 pub mod operator;
+pub mod state;
 pub mod volumes;
 pub mod wait;

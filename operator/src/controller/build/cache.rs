@@ -15,8 +15,10 @@ pub(super) fn claim(model: &ValidModel) -> Option<Object> {
     let mut metadata = metadata(model, name, labels.clone());
     if cache.retain {
         // Without an owner it stays when the model goes. The label tells a later model of
-        // the same name whether it is of the same source.
+        // the same name whether it is of the same source; the annotation tells this one that
+        // it is its own, whatever its source becomes.
         labels.insert(names::SOURCE_LABEL.into(), download.key());
+        metadata.annotations = Some([(names::RETAINED_BY_ANNOTATION.to_owned(), model.uid.clone())].into());
         metadata.labels = Some(labels);
         metadata.owner_references = None;
     }

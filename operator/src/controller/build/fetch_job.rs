@@ -1,11 +1,13 @@
 //! The Job that fetches the model into its volume.
 
-use k8s_openapi::api::batch::v1::{Job, JobSpec};
+use k8s_openapi::api::batch::v1::{
+    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyRule,
+};
 use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Template, metadata, names, of_kind, pod, records};
-use crate::controller::fetched::State;
+use crate::controller::fetched::{REFUSED, State};
 use crate::controller::object::{Kind, Object};
 use crate::controller::observe::Observed;
 use crate::controller::validate::{Files, ValidModel};
@@ -48,6 +50,18 @@ pub(super) fn job(
             metadata: metadata(model, names::fetch_job(&model.name, key, *attempt), labels),
             spec: Some(JobSpec {
                 backoff_limit: Some(BACKOFF_LIMIT),
+                // What the hub refuses, it refuses a minute later too.
+                pod_failure_policy: Some(PodFailurePolicy {
+                    rules: vec![PodFailurePolicyRule {
+                        action: "FailJob".into(),
+                        on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
+                            container_name: Some(names::FETCH.into()),
+                            operator: "In".into(),
+                            values: vec![REFUSED],
+                        }),
+                        on_pod_conditions: None,
+                    }],
+                }),
                 template: PodTemplateSpec {
                     metadata: Some(ObjectMeta {
                         labels: Some(pod_labels),

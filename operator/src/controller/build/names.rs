@@ -18,6 +18,8 @@ pub const COMPONENT_LABEL: &str = "app.kubernetes.io/component";
 pub const FETCH_LABEL: &str = "embeddings.kagent.dev/fetch";
 /// The key of the source that a retained claim was filled from.
 pub const SOURCE_LABEL: &str = "embeddings.kagent.dev/source";
+/// The uid of the model that a retained claim is of, or was of last.
+pub const RETAINED_BY_ANNOTATION: &str = "embeddings.kagent.dev/retained-by";
 /// Which try a fetch Job is.
 pub const ATTEMPT_LABEL: &str = "embeddings.kagent.dev/attempt";
 /// What a `ControllerRevision` records: `template` or `fetched`.

@@ -70,7 +70,8 @@ pub(super) fn template(model: &ValidModel, here: &Here) -> Template {
         Files::Cached { download, .. } => Some(super::location(download, &here.summary.commit)),
         _ => None,
     };
-    Template { key, pods, startup_seconds: startup, summary: here.summary.clone(), cached_at }
+    let (summary, fetch) = (here.summary.clone(), here.key.clone());
+    Template { key, pods, startup_seconds: startup, summary, cached_at, fetch }
 }
 
 fn startup_seconds(model: &ValidModel, here: &Here) -> i64 {
@@ -203,6 +204,8 @@ fn server(model: &ValidModel, here: &Here, startup: i64) -> Container {
         }),
         resources: resources(model),
         security_context: Some(locked_down()),
+        // So that the status can tell what a server said that ends again and again.
+        termination_message_policy: Some("FallbackToLogsOnError".into()),
         volume_mounts: Some(mounts),
         ..Container::default()
     }

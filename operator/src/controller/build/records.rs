@@ -35,6 +35,9 @@ pub struct Template {
     /// they are not from there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cached_at: Option<String>,
+    /// What the fetch was about that brought them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetch: Option<String>,
 }
 
 /// How many templates that were not rolled out are remembered.
@@ -53,6 +56,14 @@ pub(super) fn newest(observed: &Observed) -> Option<Template> {
     records.sort_by_key(|record| Reverse(record.revision));
     // One that cannot be read is of a version that knew more: decide anew.
     serde_json::from_value(records.into_iter().next()?.data?.0).ok()
+}
+
+/// What is known about fetched files from the pods that were decided upon for them: the record
+/// of a fetch can get lost, and a branch must not be resolved a second time for that.
+pub fn served(observed: &Observed, key: &str) -> Option<Summary> {
+    newest(observed)
+        .filter(|template| template.fetch.as_deref() == Some(key))
+        .map(|template| template.summary)
 }
 
 /// The records of what was fetched that are still of use: of the wanted files, and of

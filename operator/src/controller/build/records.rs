@@ -80,10 +80,11 @@ pub(super) fn fetched(
     {
         records.push(record(model, names::fetched_record(&model.name, key), FETCHED, 1, &here.summary));
     }
+    let of_pods = template.and_then(|template| template.fetch.as_ref());
+    let of_pods = of_pods.map(|key| names::fetched_record(&model.name, key));
     for old in observed.records().into_iter().filter(|record| is(record, FETCHED)) {
-        let of_pods =
-            template.is_some_and(|template| commit(&old).as_ref() == Some(&template.summary.commit));
-        if of_pods && !records.iter().any(|record| record.name() == old.name_any()) {
+        let name = old.name_any();
+        if of_pods.as_ref() == Some(&name) && !records.iter().any(|record| record.name() == name) {
             records.extend(again(model, &old, FETCHED));
         }
     }
@@ -125,11 +126,6 @@ pub(super) fn templates(
         records.extend(before.filter_map(|record| again(model, record, TEMPLATE)));
     }
     records
-}
-
-fn commit(record: &ControllerRevision) -> Option<String> {
-    let summary: Summary = serde_json::from_value(record.data.as_ref()?.0.clone()).ok()?;
-    Some(summary.commit)
 }
 
 /// A record that is there, as it should stay.

@@ -71,6 +71,8 @@ pub struct Context {
     failures: Mutex<HashMap<ObjectRef<EmbeddingModel>, u32>>,
     /// Models as they were when their status was written last, until the watch shows that.
     written: Mutex<HashMap<ObjectRef<EmbeddingModel>, EmbeddingModel>>,
+    /// How far fetches are, and when that was asked.
+    progress: Mutex<HashMap<ObjectRef<EmbeddingModel>, (Instant, Option<observe::Progress>)>>,
 }
 
 impl Context {
@@ -85,6 +87,7 @@ impl Context {
             recorder,
             failures: Mutex::default(),
             written: Mutex::default(),
+            progress: Mutex::default(),
         })
     }
 
@@ -106,6 +109,30 @@ impl Context {
     fn wrote(&self, model: EmbeddingModel) {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         written.insert(ObjectRef::from_obj(&model), model);
+    }
+
+    /// How far the model's fetch is: asked, and so told in the status, every ten seconds at
+    /// most, however often the model is looked at.
+    async fn progress_of(
+        &self,
+        model: &EmbeddingModel,
+        observed: &observe::Observed,
+    ) -> Option<observe::Progress> {
+        let reference = ObjectRef::from_obj(model);
+        let known = self.progress.lock().unwrap_or_else(PoisonError::into_inner).get(&reference).copied();
+        if let Some((asked, known)) = known
+            && asked.elapsed() < PROGRESS
+        {
+            return known;
+        }
+        let now = observe::progress(&self.client, model, observed).await;
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.is_some() {
+            progress.insert(reference, (Instant::now(), now));
+        } else {
+            progress.remove(&reference);
+        }
+        now
     }
 
     fn failures_of(&self, model: &EmbeddingModel, failed: bool) -> u32 {
@@ -165,7 +192,7 @@ async fn reconcile_steps(model: &EmbeddingModel, context: &Context) -> Result<Ac
     }
     let client = &context.client;
     let now = Timestamp::now();
-    let observed = match observe::observe(client, model).await {
+    let mut observed = match observe::observe(client, model).await {
         Ok(observed) => observed,
         Err(error) => {
             let outcome =
@@ -174,6 +201,7 @@ async fn reconcile_steps(model: &EmbeddingModel, context: &Context) -> Result<Ac
             return Err(Error::Observe(error));
         }
     };
+    observed.progress = context.progress_of(model, &observed).await;
     let valid = match validate::validate(model, observed.source_claim.as_ref(), &context.config) {
         Ok(valid) => valid,
         Err(refusal) => {

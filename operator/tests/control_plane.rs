@@ -11,7 +11,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::runtime::conditions::is_crd_established;
 use kube::runtime::wait::Condition as _;
 use kube::{Api, ResourceExt as _};
@@ -198,6 +198,34 @@ async fn a_pod_fails_in_every_way_by_its_script_and_recovers() {
     assert!(!ready(&deployments.get("server").await.unwrap()));
     node.play(&name, Play::ready());
     wait_for_object(&deployments, "server", "a ready replica", PATIENCE, ready).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_logs_of_a_running_pod_are_what_its_node_was_told() {
+    let plane = ControlPlane::get().await;
+    let namespace = plane.namespace("logs").await;
+    let node = FakeNode::builder().start(plane, &namespace).await;
+    let deployments: Api<Deployment> = Api::namespaced(plane.client(), &namespace);
+    create(&deployments, deployment(1)).await;
+    let ready = |deployment: &Deployment| {
+        deployment.status.as_ref().and_then(|status| status.ready_replicas) == Some(1)
+    };
+    wait_for_object(&deployments, "server", "a ready replica", PATIENCE, ready).await;
+    let pods: Api<Pod> = Api::namespaced(plane.client(), &namespace);
+    let name = only_pod(&pods).await.name_any();
+
+    let all = LogParams { container: Some("server".to_owned()), ..LogParams::default() };
+    let last = LogParams { tail_lines: Some(1), ..all.clone() };
+    let unknown = pods.logs(&name, &last).await.unwrap_err();
+    assert!(matches!(&unknown, kube::Error::Api(status) if status.code == 404), "{unknown}");
+    node.logs("other-", "not this\n");
+    node.logs("server-", "loading\n{\"progress\": 0.5}\n");
+    assert_eq!(pods.logs(&name, &last).await.unwrap(), "{\"progress\": 0.5}\n");
+    assert_eq!(pods.logs(&name, &all).await.unwrap(), "loading\n{\"progress\": 0.5}\n");
+    node.logs("server-", "loading\nready");
+    assert_eq!(pods.logs(&name, &last).await.unwrap(), "ready");
+    node.logs(&name, "of this pod alone\n");
+    assert_eq!(pods.logs(&name, &last).await.unwrap(), "of this pod alone\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -160,6 +160,9 @@ async fn define_service_monitors(plane: &ControlPlane) {
 fn gated() -> impl Fn(&Pod) -> Option<Play> {
     let refused = AtomicUsize::new(0);
     move |pod| {
+        if pod.labels().get("embeddings.kagent.dev/model").is_some_and(|model| model == "slow") {
+            return Some(Play::ready());
+        }
         let is = |name: &str, value: &str| pod.labels().get(name).is_some_and(|label| label == value);
         let fetches =
             is("app.kubernetes.io/component", "fetch") && is("embeddings.kagent.dev/model", "gated");
@@ -187,7 +190,7 @@ where
 }
 
 /// Every kind of child is made, changed and pruned.
-async fn a_full_life(plane: &ControlPlane, namespace: &Namespace) {
+async fn a_full_life(plane: &ControlPlane, namespace: &Namespace, node: &FakeNode) {
     let models = models(plane, namespace);
     let full = json!({
         "source": hub(),
@@ -203,6 +206,16 @@ async fn a_full_life(plane: &ControlPlane, namespace: &Namespace) {
     exists::<NetworkPolicy>(plane, namespace, "full").await;
     let monitors = plane.kubectl(&["get", "servicemonitors", "full", "--namespace", namespace]).await;
     assert!(monitors.status.success(), "{monitors:?}");
+
+    // How far a download is stands in its pod's log.
+    node.logs("slow-fetch", "{\"bytes\":1,\"total_bytes\":2}\n");
+    create(&models, "slow", json!({"source": hub()})).await;
+    wait_for_object(&models, "slow", "half of it", PATIENCE, |model| {
+        let cache = model.status.clone().unwrap_or_default().cache.unwrap_or_default();
+        cache.bytes == Some(1)
+    })
+    .await;
+    models.delete("slow", &DeleteParams::foreground()).await.unwrap();
 
     // Each kind is written to once more: somebody meddled with it.
     for kind in [
@@ -270,10 +283,10 @@ async fn the_rights_that_are_granted_are_those_that_are_used() {
     let plane = ControlPlane::get().await;
     define_service_monitors(plane).await;
     let namespace = plane.namespace("granted").await;
-    let _node = FakeNode::builder().job_message(SUMMARY).script(gated()).start(plane, &namespace).await;
+    let node = FakeNode::builder().job_message(SUMMARY).script(gated()).start(plane, &namespace).await;
     let _volumes = Provisioner::start(plane, &namespace).await;
     let operator = start(plane, &namespace, &rules()).await;
-    a_full_life(plane, &namespace).await;
+    a_full_life(plane, &namespace, &node).await;
 
     let granted = rights(&rules());
     wait_for("all rights to be used, and no others", PATIENCE, async || {

@@ -9,9 +9,10 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, PersistentVolumeClaim, Pod};
-use kube::api::{ApiResource, DynamicObject, ListParams, ObjectList};
+use kube::api::{ApiResource, DynamicObject, ListParams, LogParams, ObjectList};
 use kube::core::TypeMeta;
 use kube::{Api, Client, ResourceExt as _};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::build::names;
@@ -38,6 +39,8 @@ pub struct Observed {
     pub source_claim: Option<PersistentVolumeClaim>,
     /// Warnings about objects that are not well.
     pub events: Vec<Event>,
+    /// How far a fetch that runs is, as it logged last.
+    pub progress: Option<Progress>,
     /// Whether the cluster knows `ServiceMonitors`.
     pub service_monitors_exist: bool,
 }
@@ -96,6 +99,46 @@ impl Observed {
                 .or_else(|| event.metadata.creation_timestamp.as_ref().map(|time| time.0))
         })
     }
+}
+
+/// How far a fetch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Progress {
+    /// How much of the model is there.
+    pub bytes: i64,
+    /// How much it has in all.
+    pub total_bytes: i64,
+}
+
+/// What a fetch that runs logged last about how far it is. Its log is the only place that
+/// knows; where it cannot be read, nothing is known.
+pub async fn progress(client: &Client, model: &EmbeddingModel, observed: &Observed) -> Option<Progress> {
+    let fetches = |pod: &&Pod| {
+        pod.labels().get(names::COMPONENT_LABEL).is_some_and(|component| component == names::FETCH)
+            && pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
+    };
+    let pod = observed.pods.iter().find(fetches)?;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &model.namespace()?);
+    let last = LogParams {
+        container: Some(names::FETCH.into()),
+        tail_lines: Some(LINES),
+        limit_bytes: Some(LINES * 1000),
+        ..LogParams::default()
+    };
+    match pods.logs(&pod.name_any(), &last).await {
+        Ok(log) => latest(&log),
+        Err(error) => {
+            tracing::debug!(%error, pod = pod.name_any(), "cannot read how far the fetch is");
+            None
+        }
+    }
+}
+
+/// How many of the last lines of a fetch's log are looked at.
+const LINES: i64 = 5;
+
+fn latest(log: &str) -> Option<Progress> {
+    log.lines().rev().find_map(|line| serde_json::from_str(line).ok())
 }
 
 /// Looks at everything that concerns `model`.
@@ -205,4 +248,19 @@ fn claim_is_changing(observed: &Observed, name: &str) -> bool {
 fn failed(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Error {
     let what = what.into();
     move |source| Error { what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_with_both_numbers_tells_how_far_a_fetch_is() {
+        let log = r#"{"level":"INFO","message":"fetching model","bytes":10,"total_bytes":100}
+{"level":"INFO","message":"fetching model","file":"a","percent":50,"bytes":50,"total_bytes":100,"mb_per_s":1.5}
+{"level":"WARN","message":"trying again","what":"a"}
+not JSON"#;
+        assert_eq!(latest(log), Some(Progress { bytes: 50, total_bytes: 100 }));
+        assert_eq!(latest(""), None);
+    }
 }

@@ -98,7 +98,7 @@ pub fn status(
     if let Some((valid, desired)) = wanted {
         status.endpoint = Some(endpoint(valid));
         status.model = Some(desired.model.clone());
-        status.cache = cache(valid, desired);
+        status.cache = cache(valid, desired, observed);
         status.rollout = Some(desired.rollout.clone());
     }
     let generation = model.metadata.generation;
@@ -398,17 +398,18 @@ fn endpoint(model: &ValidModel) -> String {
     format!("http://{}.{}.svc{port}", model.name, model.namespace)
 }
 
-fn cache(model: &ValidModel, desired: &Desired) -> Option<CacheStatus> {
+fn cache(model: &ValidModel, desired: &Desired, observed: Option<&Observed>) -> Option<CacheStatus> {
     let claim_name = match &model.files {
         Files::Cached { .. } => Some(names::cache(&model.name)),
         Files::Claim { claim, .. } => Some(claim.claim_name.clone()),
         Files::Ephemeral(_) | Files::Image(_) => None,
     }?;
-    let bytes = match &desired.files {
-        State::Here(here) => here.summary.bytes,
-        _ => None,
+    let progress = observed.and_then(|observed| observed.progress);
+    let (bytes, total_bytes) = match &desired.files {
+        State::Here(here) => (here.summary.bytes, here.summary.bytes),
+        _ => (progress.map(|progress| progress.bytes), progress.map(|progress| progress.total_bytes)),
     };
-    Some(CacheStatus { claim_name: Some(claim_name), bytes, total_bytes: bytes })
+    Some(CacheStatus { claim_name: Some(claim_name), bytes, total_bytes })
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! A node that is not there: it plays scheduler and kubelet for the pods of one namespace, so
-//! that the real controllers see pods live and fail. Nothing runs, has logs or takes room.
+//! that the real controllers see pods live and fail. Nothing runs or takes room, and the logs are
+//! what a test says.
+
+mod logs;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
@@ -19,11 +22,14 @@ use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio::task::{AbortHandle, JoinSet};
 
+use self::logs::{Logs, Port};
 use super::cluster::{ControlPlane, Namespace};
 
 /// The user that a node's requests are from, so that they can be told from those of tests.
 pub const USER: &str = "fake-kubelet";
 
+/// Where the API server finds the node.
+const ADDRESS: &str = "127.0.0.1";
 /// How often a kubelet renews its node's lease.
 const RENEWAL: Duration = Duration::from_secs(10);
 /// Before the first restart of a container that crashed; it doubles as a kubelet's does, which
@@ -102,6 +108,7 @@ pub struct Builder {
 pub struct FakeNode {
     pub name: String,
     stage: Arc<Stage>,
+    logs: Logs,
     _tasks: JoinSet<()>,
 }
 
@@ -124,6 +131,13 @@ impl FakeNode {
         let actor = actor.unwrap_or_else(|| panic!("the node has not seen a pod {pod}"));
         actor.task.abort();
         actor.task = self.stage.perform(&actor.body, play);
+    }
+
+    /// What the containers of pods whose names begin so have written, from now on: the API server
+    /// has it for who reads their logs. Where several beginnings fit, the longest counts; where
+    /// none does, the pod's logs are not found.
+    pub fn logs(&self, pod_name_prefix: &str, text: &str) {
+        self.logs.set(pod_name_prefix, text);
     }
 }
 
@@ -167,7 +181,8 @@ impl Builder {
     pub async fn start(self, plane: &ControlPlane, namespace: &Namespace) -> FakeNode {
         let client = plane.client_as(USER, &["system:masters"]);
         let name = format!("node-of-{namespace}");
-        self.register(&client, &name).await;
+        let (logs, port) = (Logs::default(), Port::open().await);
+        self.register(&client, &name, port.number()).await;
         let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
         renew(&leases, &name).await;
         let stage = Arc::new(Stage {
@@ -190,10 +205,14 @@ impl Builder {
             }
         });
         tasks.spawn(Arc::clone(&stage).watch());
-        FakeNode { name, stage, _tasks: tasks }
+        tasks.spawn({
+            let (logs, namespace) = (logs.clone(), namespace.clone());
+            async move { logs.serve(&namespace, port).await }
+        });
+        FakeNode { name, stage, logs, _tasks: tasks }
     }
 
-    async fn register(&self, client: &Client, name: &str) {
+    async fn register(&self, client: &Client, name: &str, port: u16) {
         let mut labels = self.labels.clone();
         labels.insert("kubernetes.io/hostname".to_owned(), name.to_owned());
         labels.insert("kubernetes.io/os".to_owned(), "linux".to_owned());
@@ -207,7 +226,9 @@ impl Builder {
             "status": {
                 "capacity": self.allocatable,
                 "allocatable": self.allocatable,
-                "addresses": [{"type": "InternalIP", "address": "192.0.2.1"}, {"type": "Hostname", "address": name}],
+                // No host name: the API server would prefer it, and it leads nowhere.
+                "addresses": [{"type": "InternalIP", "address": ADDRESS}],
+                "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
                 "conditions": [
                     condition("Ready", "True", "KubeletReady"),
                     condition("MemoryPressure", "False", "KubeletHasSufficientMemory"),
@@ -730,8 +751,8 @@ impl Body {
         if placed {
             let address = &self.address;
             status["startTime"] = json!(self.started);
-            status["hostIP"] = json!("192.0.2.1");
-            status["hostIPs"] = json!([{"ip": "192.0.2.1"}]);
+            status["hostIP"] = json!(ADDRESS);
+            status["hostIPs"] = json!([{"ip": ADDRESS}]);
             status["podIP"] = json!(address);
             status["podIPs"] = json!([{"ip": address}]);
             status["initContainerStatuses"] = self.init.iter().map(Instance::status).collect();

@@ -174,6 +174,9 @@ impl Progress for Log {
             tracing::info!(
                 file,
                 percent = self.tally.percent(),
+                // By these names the operator knows them.
+                bytes = self.tally.here(),
+                total_bytes = self.tally.total,
                 mb_per_s = (speed * 10.0).round() / 10.0,
                 "fetching model"
             );

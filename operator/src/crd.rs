@@ -178,6 +178,12 @@ pub struct Inference {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_048_576))]
     pub max_waiting_texts: Option<i32>,
+
+    /// The most requests that a replica works on at once; one that goes over it is refused
+    /// with 429. Default: no limit but that of texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub max_concurrent_requests: Option<i32>,
 }
 
 /// Where to compute.

@@ -404,12 +404,18 @@ type Row<'a> = &'a mut dyn FnMut(Value, Option<&'static str>);
 
 fn integers(row: Row<'_>) {
     // The field, what is around it, the least and the most.
-    let integer: [(&'static str, fn(i64) -> Value, i64, i64); 8] = [
+    let integer: [(&'static str, fn(i64) -> Value, i64, i64); 9] = [
         ("spec.replicas", |n| json!({"replicas": n}), 0, 1000),
         ("spec.service.port", |n| json!({"service": {"port": n}}), 1, 65535),
         ("spec.gpu.count", |n| json!({"gpu": {"count": n}}), 1, 16),
         ("spec.startupTimeoutSeconds", |n| json!({"startupTimeoutSeconds": n}), 10, 86400),
         ("spec.inference.maxBatchTokens", |n| json!({"inference": {"maxBatchTokens": n}}), 1, 1_048_576),
+        (
+            "spec.inference.maxConcurrentRequests",
+            |n| json!({"inference": {"maxConcurrentRequests": n}}),
+            1,
+            1_048_576,
+        ),
         ("spec.inference.maxWaitingTexts", |n| json!({"inference": {"maxWaitingTexts": n}}), 1, 1_048_576),
         (
             "spec.autoscaling.minReplicas",

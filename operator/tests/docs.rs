@@ -59,7 +59,7 @@ fn the_configuration_reference() {
 
 #[test]
 fn every_condition_and_reason_is_explained_once_and_no_others() {
-    let text = std::fs::read_to_string(root().join("docs/operator.md")).unwrap();
+    let text = std::fs::read_to_string(root().join("docs/operations.md")).unwrap();
     let rows_of = |heading: &str| -> Vec<String> {
         let (_, section) =
             text.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no {heading}"));

@@ -232,6 +232,11 @@ pub struct ServeArgs {
     #[arg(long, env = "EMBEDDING_MAX_WAITING_TEXTS", default_value_t = 20_000, help_heading = "Limits",
           value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
     max_waiting_texts: u32,
+    /// The most requests for vectors under way at once; what is over it is refused with 429. 0: no limit
+    /// but that of texts.
+    #[arg(long, env = "EMBEDDING_MAX_CONCURRENT_REQUESTS", default_value_t = 0, help_heading = "Limits",
+          value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
+    max_concurrent_requests: u32,
     /// The largest request body in bytes; larger ones are refused with 413.
     #[arg(long, env = "EMBEDDING_MAX_BODY_BYTES", default_value_t = 32 << 20, help_heading = "Limits",
           value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
@@ -550,6 +555,7 @@ impl ServeArgs {
             },
             http: http::Settings {
                 max_body_bytes: usize::try_from(self.max_body_bytes).unwrap_or(usize::MAX),
+                max_concurrent_requests: self.max_concurrent_requests as usize,
                 request_timeout: Duration::from_secs(self.request_timeout),
                 forward_deadline: Duration::from_secs(self.forward_deadline),
                 cors_origins,

@@ -10,6 +10,7 @@
 mod error;
 mod health;
 mod json;
+mod limit;
 mod models;
 mod native;
 mod observe;
@@ -25,6 +26,7 @@ use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
+use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
@@ -42,6 +44,8 @@ pub const TRUNCATED_INPUTS: HeaderName = HeaderName::from_static("x-truncated-in
 pub struct Settings {
     /// The largest request body, in bytes.
     pub max_body_bytes: usize,
+    /// The most requests for vectors under way at once; 0: no limit but that of texts.
+    pub max_concurrent_requests: usize,
     /// How long a request may take in all.
     pub request_timeout: Duration,
     /// How long a forward may take before `/livez` fails.
@@ -61,12 +65,16 @@ pub struct Shared {
     pub settings: Settings,
     /// Set when the server begins to stop: `/health` fails from then on.
     pub stopping: AtomicBool,
+    /// A place for each request for vectors that may be under way.
+    places: Option<Semaphore>,
 }
 
 impl Shared {
     /// A server that is not stopping.
     pub fn new(models: Arc<Models>, metrics: Arc<Metrics>, settings: Settings) -> Arc<Self> {
-        Arc::new(Self { models, metrics, settings, stopping: AtomicBool::new(false) })
+        let most = settings.max_concurrent_requests;
+        let places = (most > 0).then(|| Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
+        Arc::new(Self { models, metrics, settings, stopping: AtomicBool::new(false), places })
     }
 
     /// `/health` fails from now on.
@@ -82,9 +90,11 @@ pub fn router(shared: Arc<Shared>) -> Router {
     let router = Router::new()
         // Ours.
         .route("/embeddings", post(native::post_embeddings).get(native::get_embeddings))
-        .route("/models", get(models::list))
         // OpenAI's.
         .route("/v1/embeddings", post(openai::embeddings))
+        // For all above.
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&shared), limit::concurrency))
+        .route("/models", get(models::list))
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{*id}", get(openai::model))
         // Operations.

@@ -440,6 +440,29 @@ async fn what_is_too_much_at_once_gets_429_with_retry_after_and_room_comes_back(
 }
 
 #[tokio::test]
+async fn more_requests_at_once_than_allowed_get_429_and_what_is_no_embedding_does_not_count() {
+    let fake = Fake::new(4).slow(Duration::from_millis(200));
+    let http = http::Settings { max_concurrent_requests: 1, ..http_settings() };
+    let shared = shared(&[("fake", fake)], &settings(), http);
+    let ask = |path: &str| post_json(path, &json!({"texts": ["a"], "input": "a"}));
+    let health = Request::get("/health").body(Body::empty()).unwrap();
+    let (first, second, health) = tokio::join!(
+        call(&shared, post_json("/embeddings", &json!({"texts": ["a"]}))),
+        call(&shared, ask("/v1/embeddings")),
+        call(&shared, health)
+    );
+    assert_eq!(first.status(), 200);
+    assert_eq!(second.status(), 429);
+    assert_eq!(health.status(), 200);
+    assert_eq!(second.headers()["retry-after"], "1");
+    assert_eq!(
+        json_of(second).await["error"]["message"],
+        "1 requests are under way, which is the limit: try again, or send more texts in one"
+    );
+    assert_eq!(call(&shared, post_json("/embeddings", &json!({"texts": ["a"]}))).await.status(), 200);
+}
+
+#[tokio::test]
 async fn a_caller_that_hangs_up_frees_its_place() {
     let settings = Settings {
         limits: Limits { max_texts: 10, max_waiting_texts: 10 },

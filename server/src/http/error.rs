@@ -112,6 +112,14 @@ impl ApiError {
         )
     }
 
+    /// 429: as many requests as allowed are under way.
+    pub(super) fn too_many_requests(limit: usize) -> Self {
+        let message = format!(
+            "{limit} requests are under way, which is the limit: try again, or send more texts in one"
+        );
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message).retry_after(1)
+    }
+
     /// 504: the request took too long.
     pub(super) fn request_timeout(seconds: u64) -> Self {
         let message = format!("the request was not done within {seconds} s: send fewer texts at once");

@@ -255,6 +255,9 @@ fn arguments(model: &ValidModel, here: &Here) -> Vec<String> {
     if let Some(texts) = model.inference.max_waiting_texts {
         flag("max-waiting-texts", texts.to_string());
     }
+    if let Some(requests) = model.inference.max_concurrent_requests {
+        flag("max-concurrent-requests", requests.to_string());
+    }
     flag("shutdown-timeout", SHUTDOWN.to_string());
     flag("log-format", "json".into());
     arguments.push("--offline".into());

@@ -135,6 +135,13 @@ impl Context {
         now
     }
 
+    /// Remembers nothing of a model that is gone.
+    fn forget(&self, reference: &ObjectRef<EmbeddingModel>) {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(reference);
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(reference);
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).remove(reference);
+    }
+
     fn failures_of(&self, model: &EmbeddingModel, failed: bool) -> u32 {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let reference = ObjectRef::from_obj(model);
@@ -188,6 +195,7 @@ pub async fn reconcile(model: Arc<EmbeddingModel>, context: Arc<Context>) -> Res
 async fn reconcile_steps(model: &EmbeddingModel, context: &Context) -> Result<Action, Error> {
     if model.metadata.deletion_timestamp.is_some() {
         // Owner references do the rest.
+        context.forget(&ObjectRef::from_obj(model));
         return Ok(Action::await_change());
     }
     let client = &context.client;
@@ -376,17 +384,21 @@ pub async fn run(
         let controller = controller(&context.client, scope)
             .with_config(kube::runtime::controller::Config::default().concurrency(concurrency))
             .graceful_shutdown_on(stop.clone());
-        let context = Arc::clone(&context);
-        controller.run(reconcile, after_error, context).for_each(|result| async move {
+        let remembering = Arc::clone(&context);
+        controller.run(reconcile, after_error, Arc::clone(&context)).for_each(move |result| {
             match result {
                 Ok((model, _)) => tracing::debug!(%model, "reconciled"),
                 // Told where it is handled.
                 Err(kube::runtime::controller::Error::ReconcilerFailed(..)) => {}
                 Err(kube::runtime::controller::Error::ObjectNotFound(model)) => {
                     tracing::debug!(%model, "gone");
+                    let mut reference = ObjectRef::new(&model.name);
+                    reference.namespace.clone_from(&model.namespace);
+                    remembering.forget(&reference);
                 }
                 Err(error) => tracing::warn!(error = with_causes(&error), "watching"),
             }
+            std::future::ready(())
         })
     });
     futures_util::future::join_all(controllers).await;
@@ -404,7 +416,7 @@ impl Iterator for WatchBackoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let wait = Duration::from_millis(50 << self.errors.min(3));
+        let wait = Duration::from_millis(50 << self.errors.min(6));
         self.errors = self.errors.saturating_add(1);
         Some(with_jitter(wait))
     }

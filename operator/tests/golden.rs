@@ -264,3 +264,51 @@ fn check(schema: &serde_json::Value, at: &str, fields: &mut usize) {
         check(schema, &format!("{at}.{name}"), fields);
     }
 }
+
+/// The Deployment has done what it was told.
+fn settle(observed: &mut Observed) {
+    for ((kind, _), object) in &mut observed.children {
+        if *kind == Kind::Deployment {
+            object.metadata.generation = Some(1);
+            let replicas = object.data["spec"]["replicas"].clone();
+            object.data["status"] = json!({
+                "observedGeneration": 1, "replicas": replicas, "updatedReplicas": replicas,
+                "readyReplicas": replicas, "availableReplicas": replicas,
+            });
+        }
+    }
+}
+
+#[test]
+fn what_pods_serve_stays_recorded_and_in_the_cache_until_the_next_is_rolled_out() {
+    let mut model = examples().remove("minimal").unwrap();
+    let build = |model: &EmbeddingModel, observed: &Observed| {
+        build::build(&validate(model, None, &config()).unwrap(), observed, &config(), now())
+    };
+    let templates = |desired: &Desired| {
+        let of = |object: &&Object| object.name().starts_with("minilm-template-");
+        desired.objects.iter().filter(of).count()
+    };
+    let (_, serving) = stages(&model).pop().unwrap();
+    let mut settled = cluster(&serving, &model);
+    settle(&mut settled);
+    assert_eq!(templates(&build(&model, &settled)), 1);
+
+    // The next template is decided upon while the Deployment is the last one's, and settled.
+    model.spec.inference.max_batch_tokens = Some(512);
+    let next = build(&model, &settled);
+    assert_eq!(templates(&next), 2);
+    let mut rolling = cluster(&next, &model);
+    assert_eq!(templates(&build(&model, &rolling)), 2, "it is not rolled out");
+
+    // It does not get on, and another revision is wanted: nothing that is served goes.
+    model.spec.source.hugging_face.as_mut().unwrap().repo = "org/other".into();
+    let stuck = build(&model, &rolling);
+    let fetch = stuck.objects.iter().find(|object| object.kind == Kind::Job).unwrap();
+    let arguments = fetch.value.data["spec"]["template"]["spec"]["containers"][0]["args"].to_string();
+    let served = "sentence-transformers/all-MiniLM-L6-v2@0123456789012345678901234567890123456789";
+    assert!(arguments.contains(&format!("\"--keep\",\"{served}\"")), "{arguments}");
+    model.spec.source.hugging_face.as_mut().unwrap().repo = "sentence-transformers/all-MiniLM-L6-v2".into();
+    settle(&mut rolling);
+    assert_eq!(templates(&build(&model, &rolling)), 1, "it is rolled out");
+}

@@ -198,6 +198,9 @@ async fn apply_one(
     }
     let force = PatchParams::apply(names::FIELD_MANAGER).force();
     match (api.patch(&name, &force, &Patch::Apply(&wanted)).await, found) {
+        // It says what it said before: the API server leaves out what is empty, or somebody
+        // changes it on its way in. That is no write, and would never end.
+        (Ok(applied), Some(found)) if applied.resource_version() == found.resource_version() => return Ok(0),
         (Ok(_), _) => {}
         (Err(error), Some(found)) if is_invalid(&error) && overwrite(&api, &found, &wanted).await => {
             api.patch(&name, &force, &Patch::Apply(&wanted)).await.map_err(failed("applying"))?;

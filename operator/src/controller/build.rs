@@ -71,7 +71,7 @@ pub fn build(model: &ValidModel, observed: &Observed, config: &Config, now: Time
     if model.pods.service_account_name.is_none() {
         objects.push(service::account(model));
     }
-    objects.extend(cache::claim(model));
+    objects.extend(cache::claim(model, observed));
     objects.push(service::service(model));
     objects.extend(policy::network(model));
     objects.extend(records::fetched(model, &files, observed, template.as_ref()));
@@ -92,6 +92,10 @@ pub fn build(model: &ValidModel, observed: &Observed, config: &Config, now: Time
 /// What is known about the model that the pods serve, or will.
 fn about(model: &ValidModel, template: Option<&Template>, files: &State) -> ModelStatus {
     let summary = match (template, files) {
+        // Pods that fetch for themselves tell more than was known when they were decided upon.
+        (Some(template), State::Here(Here { summary, .. })) if summary.commit == template.summary.commit => {
+            summary.clone()
+        }
         (Some(template), _) => template.summary.clone(),
         (None, State::Here(Here { summary, .. })) => summary.clone(),
         _ => fetched::Summary::default(),

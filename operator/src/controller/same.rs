@@ -1,5 +1,6 @@
 //! Whether an object that the API server has is still what was applied.
 
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::Value;
 
 /// Whether everything that `wanted` says is so in `found`, which may say more: defaults,
@@ -111,6 +112,11 @@ fn is_same_amount(wanted: &Value, found: &Value) -> bool {
 
 /// One, in billionths.
 const NANO: i128 = 1_000_000_000;
+
+/// Whether one amount is more than the other.
+pub fn is_more(one: &Quantity, other: &Quantity) -> bool {
+    matches!((amount(&one.0), amount(&other.0)), (Some(one), Some(other)) if one > other)
+}
 
 /// An amount in billionths, as Kubernetes' quantities are written.
 fn amount(text: &str) -> Option<i128> {

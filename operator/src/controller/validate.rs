@@ -453,6 +453,10 @@ fn template_key(model: &EmbeddingModel) -> String {
         // How the files get into the volume is the fetch's business.
         spec.network.proxy = None;
         spec.network.trusted_ca = None;
+        if let Some(archive) = &mut spec.source.http {
+            // The hash counts.
+            archive.url.clear();
+        }
         if let Some(repo) = &mut spec.source.hugging_face {
             // The commit counts, and is known when pods are built.
             repo.token_secret_ref = None;

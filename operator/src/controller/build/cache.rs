@@ -6,9 +6,11 @@ use k8s_openapi::api::core::v1::{
 
 use super::{metadata, names, of_kind};
 use crate::controller::object::{Kind, Object};
+use crate::controller::observe::Observed;
+use crate::controller::same;
 use crate::controller::validate::{Files, ValidModel};
 
-pub(super) fn claim(model: &ValidModel) -> Option<Object> {
+pub(super) fn claim(model: &ValidModel, observed: &Observed) -> Option<Object> {
     let Files::Cached { download, cache } = &model.files else { return None };
     let name = names::cache(&model.name);
     let mut labels = names::labels(&model.name);
@@ -22,6 +24,10 @@ pub(super) fn claim(model: &ValidModel) -> Option<Object> {
         metadata.labels = Some(labels);
         metadata.owner_references = None;
     }
+    // One that somebody has grown stays as large: claims cannot shrink.
+    let there =
+        observed.cache(&model.name).and_then(|claim| claim.spec?.resources?.requests?.remove("storage"));
+    let size = there.filter(|there| same::is_more(there, &cache.size)).unwrap_or_else(|| cache.size.clone());
     let mut access_modes: Vec<String> = cache.access_modes.iter().map(|mode| format!("{mode:?}")).collect();
     access_modes.sort_unstable();
     Some(of_kind(
@@ -31,7 +37,7 @@ pub(super) fn claim(model: &ValidModel) -> Option<Object> {
             spec: Some(PersistentVolumeClaimSpec {
                 access_modes: Some(access_modes),
                 resources: Some(VolumeResourceRequirements {
-                    requests: Some([("storage".to_owned(), cache.size.clone())].into()),
+                    requests: Some([("storage".to_owned(), size)].into()),
                     limits: None,
                 }),
                 // Without one, the cluster fills in its default class.

@@ -85,9 +85,9 @@ pub fn fetched_record(name: &str, key: &str) -> String {
     format!("{name}-fetched-{key}")
 }
 
-/// The record of a pod template, by what decides it and what it is.
-pub fn template_record(name: &str, key: &str, template: &impl Serialize) -> String {
-    format!("{name}-template-{}", short_hash(&(key, template)))
+/// The record of a pod template, by all that is recorded: what is in a record cannot change.
+pub fn template_record(name: &str, template: &impl Serialize) -> String {
+    format!("{name}-template-{}", short_hash(template))
 }
 
 /// Eight hexadecimal digits that stand for `value`: for its JSON with sorted keys, so that

@@ -78,6 +78,10 @@ fn startup_seconds(model: &ValidModel, here: &Here) -> i64 {
     if let Some(seconds) = model.startup_timeout_seconds {
         return seconds.into();
     }
+    if matches!(model.files, Files::Ephemeral(_)) {
+        // Not by what a pod has learned meanwhile: the template would change with it.
+        return STARTUP_UNKNOWN;
+    }
     here.summary.bytes.map_or(STARTUP_UNKNOWN, |bytes| STARTUP + bytes / SLOW_STORAGE)
 }
 

@@ -80,11 +80,13 @@ pub(super) fn fetched(
     {
         records.push(record(model, names::fetched_record(&model.name, key), FETCHED, 1, &here.summary));
     }
-    let of_pods = template.and_then(|template| template.fetch.as_ref());
-    let of_pods = of_pods.map(|key| names::fetched_record(&model.name, key));
+    // Of every recorded template: pods may run of each, or go back to it.
+    let mut of_pods: BTreeSet<String> = recorded(observed).filter_map(|template| template.fetch).collect();
+    of_pods.extend(template.and_then(|template| template.fetch.clone()));
+    let of_pods: BTreeSet<_> = of_pods.iter().map(|key| names::fetched_record(&model.name, key)).collect();
     for old in observed.records().into_iter().filter(|record| is(record, FETCHED)) {
         let name = old.name_any();
-        if of_pods.as_ref() == Some(&name) && !records.iter().any(|record| record.name() == name) {
+        if of_pods.contains(&name) && !records.iter().any(|record| record.name() == name) {
             records.extend(again(model, &old, FETCHED));
         }
     }
@@ -94,13 +96,13 @@ pub(super) fn fetched(
 /// Where in the model's cache the files of recorded templates are: pods may serve any of
 /// them until the newest is rolled out.
 pub(super) fn cached_at(observed: &Observed) -> BTreeSet<String> {
-    let records = observed.records();
-    let templates = records.iter().filter(|record| is(record, TEMPLATE));
-    templates
-        .filter_map(|record| {
-            serde_json::from_value::<Template>(record.data.as_ref()?.0.clone()).ok()?.cached_at
-        })
-        .collect()
+    recorded(observed).filter_map(|template| template.cached_at).collect()
+}
+
+/// All templates that are recorded.
+fn recorded(observed: &Observed) -> impl Iterator<Item = Template> {
+    let records = observed.records().into_iter().filter(|record| is(record, TEMPLATE));
+    records.filter_map(|record| serde_json::from_value(record.data?.0).ok())
 }
 
 /// The records of templates: the newest, and until it is rolled out those before, of which
@@ -114,18 +116,26 @@ pub(super) fn templates(
     let Some(template) = template else { return Vec::new() };
     let mut old: Vec<_> = observed.records().into_iter().filter(|record| is(record, TEMPLATE)).collect();
     old.sort_by_key(|record| Reverse(record.revision));
-    let name = names::template_record(&model.name, &template.key, &template.pods);
+    let name = names::template_record(&model.name, template);
     let last = old.first().map_or(0, |record| record.revision);
     let revision = match old.first() {
         Some(newest) if newest.name_any() == name => newest.revision,
         _ => last + 1,
     };
     let mut records = vec![record(model, name.clone(), TEMPLATE, revision, template)];
-    if !deployed.is_some_and(rolled_out) {
+    // The Deployment that is there may still be the last one's, and settled.
+    if !deployed.is_some_and(|deployed| is_of(deployed, template) && rolled_out(deployed)) {
         let before = old.iter().filter(|record| record.name_any() != name).take(MOST_BEFORE);
         records.extend(before.filter_map(|record| again(model, record, TEMPLATE)));
     }
     records
+}
+
+/// Whether the Deployment's pods are those of the template.
+fn is_of(deployed: &Deployment, template: &Template) -> bool {
+    let annotations =
+        deployed.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref()?.annotations.as_ref());
+    annotations.and_then(|annotations| annotations.get(names::CONFIG_ANNOTATION)) == Some(&template.key)
 }
 
 /// A record that is there, as it should stay.

@@ -31,9 +31,9 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::runtime::controller::{Action, Controller};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::utils::Backoff;
-use kube::runtime::watcher;
+use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource as _, ResourceExt as _};
 use rand::Rng as _;
 use serde_json::json;
@@ -404,12 +404,28 @@ pub async fn run(
     futures_util::future::join_all(controllers).await;
 }
 
-/// Between errors of watches. All of them wait after an error of one, and each has one or two
-/// when the API server comes back: with waits of up to 30 seconds, the usual, the operator
-/// would be deaf for minutes.
+/// Between errors of one watch. Each has its own: with the controller's one for all, an error
+/// of one makes all of them wait, and when the API server comes back, where each has an error
+/// or two, the operator would be deaf for minutes.
 #[derive(Debug, Default)]
 struct WatchBackoff {
     errors: u32,
+}
+
+/// Between errors of any watch, for the controller, which has to have one.
+#[derive(Debug)]
+struct NoBackoff;
+
+impl Iterator for NoBackoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(Duration::from_millis(1))
+    }
+}
+
+impl Backoff for NoBackoff {
+    fn reset(&mut self) {}
 }
 
 impl Iterator for WatchBackoff {
@@ -434,19 +450,25 @@ fn controller(client: &Client, namespace: Option<&str>) -> Controller<EmbeddingM
         None => Api::all(client.clone()),
     };
     let ours = watcher::Config::default().labels(names::MODEL_LABEL);
-    let mut controller =
-        Controller::new(models, watcher::Config::default()).trigger_backoff(WatchBackoff::default());
+    let (reader, writer) = reflector::store();
+    let models = watcher(models, watcher::Config::default())
+        .backoff(WatchBackoff::default())
+        .reflect(writer)
+        .applied_objects();
+    let mut controller = Controller::for_stream(models, reader).trigger_backoff(NoBackoff);
     // The other's definition may not be there.
     for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::ServiceMonitor) {
         let resource = kind.resource();
         let api: Api<DynamicObject> = scoped(client, namespace, &resource);
-        controller = controller.watches_with(api, resource, ours.clone(), |object| model_of(&object));
+        let objects = watcher(api, ours.clone()).backoff(WatchBackoff::default()).touched_objects();
+        controller = controller.watches_stream_with(objects, |object| model_of(&object), resource);
     }
     let pods: Api<Pod> = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     };
-    controller.watches(pods, ours, |pod| model_of(&pod))
+    let pods = watcher(pods, ours).backoff(WatchBackoff::default()).touched_objects();
+    controller.watches_stream(pods, |pod| model_of(&pod))
 }
 
 fn scoped(client: &Client, namespace: Option<&str>, resource: &ApiResource) -> Api<DynamicObject> {

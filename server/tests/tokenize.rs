@@ -218,8 +218,13 @@ fn pieces_of_sentencepiece_are_the_same() {
         "post_processor": special(), "decoder": null,
         "model": {"type": "Unigram", "unk_id": 3, "vocab": vocabulary, "byte_fallback": false},
     }));
+    check_long_texts(written.path());
+}
+
+/// Generated texts and repeated parts, for limits small and large.
+fn check_long_texts(path: &Path) {
     for max_tokens in [8, 256, 512] {
-        let compared = Compared::new(written.path(), max_tokens);
+        let compared = Compared::new(path, max_tokens);
         for seed in 0..40 {
             compared.check(&generated(seed, 30_000));
         }
@@ -248,15 +253,7 @@ fn tokens_of_bytes_are_the_same() {
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
             "merges": [["t", "h"], ["th", "e"], ["Ġ", "the"], ["x", "x"], ["xx", "xx"], ["Ġ", "Ġ"]]},
     }));
-    for max_tokens in [8, 256, 512] {
-        let compared = Compared::new(written.path(), max_tokens);
-        for seed in 0..40 {
-            compared.check(&generated(seed, 30_000));
-        }
-        for part in PARTS {
-            compared.check(&part.repeat(40_000 / part.len()));
-        }
-    }
+    check_long_texts(written.path());
 }
 
 /// The most memory that this process has had at once, in MiB, since the last call.

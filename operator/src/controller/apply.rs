@@ -13,7 +13,7 @@ use kube::{Client, ResourceExt as _};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::build::{Desired, names};
+use super::build::{self, Desired, names};
 use super::object::{Kind, Object};
 use super::observe::Observed;
 use super::same;
@@ -145,11 +145,9 @@ fn is_retained(found: &DynamicObject, model: &ValidModel) -> bool {
 /// Whether no pod is left but those of the wanted template.
 fn is_rolled_out(observed: &Observed, model: &ValidModel, desired: &Desired) -> bool {
     observed.deployment(&model.name).is_none_or(|deployed| {
-        let wanted = desired.template.as_ref().map(|template| &template.pods);
-        let found = deployed.spec.as_ref().map(|spec| &spec.template);
         desired.template_is_current
-            && same::covers(&json(&wanted), &json(&found))
-            && super::build::rolled_out(&deployed)
+            && build::has_pods_of(&deployed, desired.template.as_ref())
+            && build::rolled_out(&deployed)
     })
 }
 

@@ -21,6 +21,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::fetched::{self, Here, State};
 use super::object::{Kind, Object};
 use super::observe::Observed;
+use super::same;
 use super::validate::{Download, Files, ValidModel};
 use crate::config::Config;
 use crate::crd::status::{ModelStatus, RolloutStatus};
@@ -134,6 +135,13 @@ fn location(download: &Download, commit: &str) -> String {
         Download::Hub { repo, .. } => format!("{}@{commit}", repo.repo),
         Download::Archive(archive) => format!("{}/archives/{}", pod::MODELS, archive.sha256),
     }
+}
+
+/// Whether the Deployment has the pods of the template: all that it says of them.
+pub(super) fn has_pods_of(deployment: &Deployment, template: Option<&Template>) -> bool {
+    let wanted = serde_json::to_value(template.map(|template| &template.pods));
+    let found = serde_json::to_value(deployment.spec.as_ref().map(|spec| &spec.template));
+    same::covers(&wanted.unwrap_or_default(), &found.unwrap_or_default())
 }
 
 /// Whether the Deployment has rolled out what it was last told.

@@ -279,11 +279,8 @@ fn goal(model: &ValidModel, desired: &Desired, writes: usize, seen: &Seen<'_>) -
     let status = deployment.status.clone().unwrap_or_default();
     let ready = status.available_replicas.unwrap_or(0);
     let updated = status.updated_replicas.unwrap_or(0);
-    let same_pods = super::same::covers(
-        &serde_json::to_value(desired.template.as_ref().map(|template| &template.pods)).unwrap_or_default(),
-        &serde_json::to_value(deployment.spec.as_ref().map(|spec| &spec.template)).unwrap_or_default(),
-    );
-    let settled = if model.paused { same_pods } else { writes == 0 };
+    let settled =
+        if model.paused { build::has_pods_of(deployment, desired.template.as_ref()) } else { writes == 0 };
     // After `Ready`, a Deployment that its controller has not looked at yet was changed by others:
     // an annotation is enough.
     let rolled_out = build::rolled_out(deployment) || (seen.was_ready && build::is_complete(deployment));

@@ -22,7 +22,7 @@ fn field(name: &str, wanted: &Value, found: &Value) -> bool {
         (Value::Object(wanted), Value::Object(found)) => {
             wanted.iter().all(|(name, wanted)| match found.get(name) {
                 Some(found) => field(name, wanted, found),
-                None => is_empty(wanted),
+                None => is_empty(name, wanted),
             })
         }
         (Value::Array(wanted), Value::Array(found)) => match merge_keys(name, wanted) {
@@ -39,13 +39,16 @@ fn field(name: &str, wanted: &Value, found: &Value) -> bool {
     }
 }
 
-/// What the API server leaves out.
-fn is_empty(value: &Value) -> bool {
+/// What the API server leaves out. Of truth values only those that mean the same when they are
+/// not there.
+fn is_empty(name: &str, value: &Value) -> bool {
     match value {
         Value::Null => true,
-        Value::Object(map) => map.values().all(is_empty),
+        Value::Object(map) => map.iter().all(|(name, value)| is_empty(name, value)),
         Value::Array(items) => items.is_empty(),
-        _ => false,
+        Value::String(text) => text.is_empty(),
+        Value::Bool(holds) => !holds && name == "readOnly",
+        Value::Number(_) => false,
     }
 }
 
@@ -74,8 +77,8 @@ fn equal(wanted: &Value, found: &Value) -> bool {
         (Value::Object(wanted), Value::Object(found)) => {
             wanted.iter().all(|(name, wanted)| match found.get(name) {
                 Some(found) => equal(wanted, found),
-                None => is_empty(wanted),
-            }) && found.iter().all(|(name, found)| wanted.contains_key(name) || is_empty(found))
+                None => is_empty(name, wanted),
+            }) && found.iter().all(|(name, found)| wanted.contains_key(name) || is_empty(name, found))
         }
         (Value::Array(wanted), Value::Array(found)) => {
             wanted.len() == found.len()
@@ -163,6 +166,14 @@ mod tests {
             (json!({"a": 1}), json!({"a": 2}), false),
             (json!({"a": {"b": {}}}), json!({}), true),
             (json!({"a": "x"}), json!({}), false),
+            (json!({"env": [{"name": "a", "value": ""}]}), json!({"env": [{"name": "a"}]}), true),
+            (
+                json!({"env": [{"name": "a", "value": ""}]}),
+                json!({"env": [{"name": "a", "value": "b"}]}),
+                false,
+            ),
+            (json!({"readOnly": false}), json!({}), true),
+            (json!({"automountServiceAccountToken": false}), json!({}), false),
             (
                 json!({"containers": [{"name": "a", "x": 1}]}),
                 json!({"containers": [{"name": "s"}, {"name": "a", "x": 1, "y": 2}]}),

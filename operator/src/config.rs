@@ -169,6 +169,20 @@ impl Cli {
     }
 }
 
+#[cfg(test)]
+impl Config {
+    /// For tests of decisions.
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            server_image: "server".into(),
+            server_cuda_image: None,
+            hub_endpoint: "https://hub.test".into(),
+            allowed_endpoints: vec!["https://hub.test".into()],
+            fetch_retry: Duration::from_mins(1),
+        }
+    }
+}
+
 /// Without the usage and the hint at `--help`, which stand in lines of their own.
 fn one_line(error: &str) -> String {
     let lines = error.lines().map(str::trim);

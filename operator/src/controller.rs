@@ -55,6 +55,11 @@ const RESYNC: Duration = Duration::from_mins(10);
 const PROGRESS: Duration = Duration::from_secs(10);
 /// How long until what was refused is looked at again: what it refers to may have come.
 const REFUSED: Duration = Duration::from_secs(15);
+/// How long until a model that needs help is looked at again. What is watched tells earlier
+/// when that came; this is for what only events tell.
+const STALLED: Duration = Duration::from_secs(30);
+/// So many errors in a row may be a moment's.
+const SHORT: u32 = 3;
 /// The longest wait after errors in a row.
 const MAX_BACKOFF: Duration = Duration::from_mins(5);
 
@@ -142,6 +147,12 @@ impl Context {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).remove(reference);
     }
 
+    /// How many reconciles of the model have failed in a row, so far.
+    fn failed_before(&self, model: &EmbeddingModel) -> u32 {
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.get(&ObjectRef::from_obj(model)).copied().unwrap_or_default()
+    }
+
     fn failures_of(&self, model: &EmbeddingModel, failed: bool) -> u32 {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let reference = ObjectRef::from_obj(model);
@@ -203,14 +214,20 @@ async fn reconcile_steps(model: &EmbeddingModel, context: &Context) -> Result<Ac
     let mut observed = match observe::observe(client, model).await {
         Ok(observed) => observed,
         Err(error) => {
-            let outcome =
-                Outcome::Failed { reason: Reason::ApplyFailed, message: with_causes(&error), wanted: None };
-            report(context, model, None, &outcome, now).await?;
+            // That nothing can be seen for a moment says nothing about the model.
+            if error.is_for_long() || model.status.is_none() || context.failed_before(model) >= SHORT {
+                let outcome = Outcome::Failed {
+                    reason: Reason::ApplyFailed,
+                    message: with_causes(&error),
+                    wanted: None,
+                };
+                report(context, model, None, &outcome, now).await?;
+            }
             return Err(Error::Observe(error));
         }
     };
     observed.progress = context.progress_of(model, &observed).await;
-    let valid = match validate::validate(model, observed.source_claim.as_ref(), &context.config) {
+    let valid = match validate::validate(model, &observed, &context.config) {
         Ok(valid) => valid,
         Err(refusal) => {
             report(context, model, Some(&observed), &Outcome::Refused(&refusal), now).await?;
@@ -245,9 +262,11 @@ fn next_look(files: &State, status: &EmbeddingModelStatus, now: Timestamp) -> Du
     if let Some(wait) = fetched::wait(files, now) {
         return wait.clamp(Duration::from_secs(1), RESYNC);
     }
-    let ready = status.conditions.iter().find(|condition| condition.type_ == ConditionType::Ready.name());
-    match ready {
+    let condition =
+        |type_: ConditionType| status.conditions.iter().find(|condition| condition.type_ == type_.name());
+    match condition(ConditionType::Ready) {
         Some(ready) if ready.status == "True" || ready.reason == Reason::ScaledToZero.name() => RESYNC,
+        _ if condition(ConditionType::Stalled).is_some() => STALLED,
         _ => PROGRESS,
     }
 }
@@ -478,8 +497,12 @@ fn scoped(client: &Client, namespace: Option<&str>, resource: &ApiResource) -> A
     }
 }
 
-/// The model that an object with our label belongs to.
+/// The model that an object with our label belongs to: the one that owns it, whatever the label
+/// became; else the one that the label names.
 fn model_of<K: kube::Resource>(object: &K) -> Option<ObjectRef<EmbeddingModel>> {
-    let name = object.meta().labels.as_ref()?.get(names::MODEL_LABEL)?;
-    Some(ObjectRef::new(name).within(object.meta().namespace.as_ref()?))
+    let (meta, kind) = (object.meta(), EmbeddingModel::kind(&()));
+    let owner = meta.owner_references.iter().flatten().find(|owner| owner.kind == kind);
+    let labelled = || meta.labels.as_ref()?.get(names::MODEL_LABEL);
+    let name = owner.map(|owner| &owner.name).or_else(labelled)?;
+    Some(ObjectRef::new(name).within(meta.namespace.as_ref()?))
 }

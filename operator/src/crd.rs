@@ -441,6 +441,15 @@ impl Default for ModelCache {
     }
 }
 
+impl ModelCache {
+    /// The access modes as a claim has them, sorted.
+    pub fn access_mode_names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.access_modes.iter().map(|mode| format!("{mode:?}")).collect();
+        names.sort_unstable();
+        names
+    }
+}
+
 impl Default for ServiceOptions {
     fn default() -> Self {
         Self { kind: ServiceType::default(), port: eighty(), annotations: BTreeMap::new() }

@@ -535,7 +535,8 @@ async fn the_running_number_never_moves_when_autoscaling_is_turned_on_or_off() {
         panic!("the watch ended");
     });
     for minimum in [1, 5] {
-        let on = json!({"spec": {"autoscaling": {"minReplicas": minimum, "maxReplicas": 10}}});
+        // Beside autoscaling `replicas` means nothing, and is no wish about the time after it.
+        let on = json!({"spec": {"autoscaling": {"minReplicas": minimum, "maxReplicas": 10}, "replicas": 1}});
         change(&world.models, "m", on).await;
         wait_for_object(&autoscalers, "m", "there", PATIENCE, |_| true).await;
         wait_until_ready(&world.models, "m").await;
@@ -554,6 +555,23 @@ async fn the_running_number_never_moves_when_autoscaling_is_turned_on_or_off() {
     let given = ours_at.iter().position(|(_, ours)| !ours).expect("it was given away");
     let (taken, _) = ours_at[given..].iter().find(|(_, ours)| *ours).expect("it was taken back");
     assert!(gone < *taken, "gone at {gone}, taken at {taken}");
+
+    let model = world.models.get("m").await.unwrap();
+    let told = support::operator::message(&model, "Ready");
+    assert!(told.contains("5 run as when autoscaling was turned off"), "{told}");
+    // What is written past the model does not last; what the model says anew does.
+    let past = Patch::Merge(json!({"spec": {"replicas": 2}}));
+    deployments.patch("m", &PatchParams::default(), &past).await.unwrap();
+    wait_for_object(&deployments, "m", "5 again", PATIENCE, |deployment| {
+        deployment.metadata.generation > Some(1)
+            && deployment.spec.as_ref().and_then(|spec| spec.replicas) == Some(5)
+    })
+    .await;
+    change(&world.models, "m", json!({"spec": {"replicas": 3}})).await;
+    wait_for_object(&world.models, "m", "3 ready", PATIENCE, |model| {
+        is_ready(model) && model.status.as_ref().is_some_and(|status| status.ready_replicas == 3)
+    })
+    .await;
     operator.stop().await;
 }
 
@@ -720,6 +738,11 @@ async fn any_spec_edited_to_another_ends_as_a_fresh_one() {
             // What the API server must refuse: another mode.
             if random.random_bool(0.1) {
                 pair.1["cache"]["accessModes"] = json!(["ReadWriteOnce", "ReadWriteMany"]);
+            }
+            // Without autoscaling, what ran with it stays as long as `replicas` is what it was.
+            let scaled = |spec: &Value| spec["autoscaling"].is_object();
+            if scaled(&pair.0) && !scaled(&pair.1) && pair.0["replicas"] == pair.1["replicas"] {
+                pair.1["replicas"] = json!(4);
             }
             pair
         })

@@ -12,11 +12,11 @@ use std::process::Output;
 use std::time::Duration;
 
 use embedding_operator::config::Config;
+use embedding_operator::controller::observe::Observed;
 use embedding_operator::controller::validate::{Refusal, validate};
 use embedding_operator::crd::rules::{HOST_MESSAGE, RULES};
 use embedding_operator::crd::status::Reason;
 use embedding_operator::crd::{self, EmbeddingModel};
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::Status;
@@ -115,14 +115,17 @@ fn judge(object: &DynamicObject) -> Result<(), Refusal> {
     let mut model: EmbeddingModel = serde_json::from_value(object).expect("the types can read it");
     model.metadata.namespace = Some("default".into());
     model.metadata.uid = Some("11111111-2222-3333-4444-555555555555".into());
-    validate(&model, claim(&model).as_ref(), &config()).map(drop)
+    validate(&model, &beside(&model), &config()).map(drop)
 }
 
 /// The claim that the source names, as if it were there.
-fn claim(model: &EmbeddingModel) -> Option<PersistentVolumeClaim> {
-    let source = model.spec.source.persistent_volume_claim.as_ref()?;
-    let claim = json!({"metadata": {"name": source.claim_name}, "spec": {"accessModes": ["ReadOnlyMany"]}});
-    Some(serde_json::from_value(claim).unwrap())
+fn beside(model: &EmbeddingModel) -> Observed {
+    let source = model.spec.source.persistent_volume_claim.as_ref();
+    let claim = source.map(
+        |source| json!({"metadata": {"name": source.claim_name}, "spec": {"accessModes": ["ReadOnlyMany"]}}),
+    );
+    let source_claim = claim.map(|claim| serde_json::from_value(claim).unwrap());
+    Observed { source_claim, ..Observed::default() }
 }
 
 fn crds() -> PathBuf {
@@ -186,7 +189,7 @@ async fn the_examples_can_be_applied_and_built() {
         assert_eq!(stored.spec, written.spec, "{told}: the schema's defaults are those of the types");
         let mut config = config();
         config.server_cuda_image = None;
-        validate(&stored, claim(&stored).as_ref(), &config).unwrap_or_else(|error| panic!("{told}: {error}"));
+        validate(&stored, &beside(&stored), &config).unwrap_or_else(|error| panic!("{told}: {error}"));
     }
 }
 

@@ -581,6 +581,62 @@ async fn pods_that_do_not_start_are_told_while_the_old_ones_serve() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_without_room_beside_the_volume_moves_the_model_as_a_whole() {
+    let mut scene = Scene::new("moves").await;
+    scene.create("minilm", json!({"source": hub()})).await;
+    scene.until_ready("minilm").await;
+    let old = scene.uids("minilm").await;
+    let says = "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) didn't match pod affinity rules. preemption: \
+                0/2 nodes are available: 2 No preemption victims found for incoming pod.";
+    scene.server.plays(Play::unschedulable(says));
+    scene.change("minilm", json!({"spec": {"resources": {"requests": {"cpu": "6"}}}})).await;
+    let waits = scene.until_not_ready("minilm", Reason::Unschedulable, &["1 Insufficient cpu"]).await;
+    assert!(is(&waits, "Available", "True", "Ready"), "{waits:?}");
+    let because = |model: &EmbeddingModel| {
+        let rollout = model.status.as_ref().and_then(|status| status.rollout.clone()).unwrap_or_default();
+        format!("{:?}: {}", rollout.strategy, rollout.because)
+    };
+    let says =
+        "Recreate: the node that has the volume (ReadWriteOnce) has no room for a new pod, and another has";
+    scene.until("minilm", "told why it moves", |model| because(model).starts_with(says)).await;
+    wait_for("the old pods have left", PATIENCE, async || {
+        let left = scene.uids("minilm").await;
+        if left.is_disjoint(&old) { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+    // Nothing holds the new one beside the volume any more.
+    scene.server.plays(None);
+    scene.replay("minilm", "server", Play::ready()).await;
+    scene.until_ready("minilm").await;
+    scene.until("minilm", "usual again", |model| because(model).starts_with("Surge")).await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_made_anew_at_once_waits_for_what_was_the_last_ones() {
+    let mut scene = Scene::new("anew").await;
+    scene.create("minilm", json!({"source": hub()})).await;
+    scene.until_ready("minilm").await;
+    let old = scene.uids("minilm").await;
+    scene.models.delete("minilm", &DeleteParams::default()).await.unwrap();
+    let mark = scene.history().len();
+    scene.now();
+    scene.create("minilm", json!({"source": hub(), "replicas": 2})).await;
+    scene.until_ready("minilm").await;
+    let pods = scene.uids("minilm").await;
+    assert!(pods.len() == 2 && pods.is_disjoint(&old), "{pods:?}");
+    let mut waited = 0;
+    for model in &scene.history()[mark..] {
+        let (ready, reason) = condition(model, "Ready");
+        assert_ne!(reason, "NameConflict", "{model:?}");
+        assert_ne!(condition(model, "Degraded").0, "True", "{ready} {model:?}");
+        waited += usize::from(reason == "WaitingForDeletion");
+    }
+    println!("it was told {waited} times to wait for the deletion");
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gpu_that_no_node_has_is_named() {
     let mut scene = Scene::new("gpu").await;
     let says = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available: 3 \

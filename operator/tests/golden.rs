@@ -97,7 +97,7 @@ fn source_claim(model: &EmbeddingModel) -> Option<PersistentVolumeClaim> {
 /// The stages that a model goes through when all goes well, by name.
 fn stages(model: &EmbeddingModel) -> Vec<(&'static str, Desired)> {
     let build = |observed: &Observed| {
-        let valid = validate(model, observed.source_claim.as_ref(), &config()).unwrap();
+        let valid = validate(model, observed, &config()).unwrap();
         build::build(&valid, observed, &config(), now())
     };
     let nothing =
@@ -283,7 +283,7 @@ fn settle(observed: &mut Observed) {
 fn what_pods_serve_stays_recorded_and_in_the_cache_until_the_next_is_rolled_out() {
     let mut model = examples().remove("minimal").unwrap();
     let build = |model: &EmbeddingModel, observed: &Observed| {
-        build::build(&validate(model, None, &config()).unwrap(), observed, &config(), now())
+        build::build(&validate(model, &Observed::default(), &config()).unwrap(), observed, &config(), now())
     };
     let templates = |desired: &Desired| {
         let of = |object: &&Object| object.name().starts_with("minilm-template-");

@@ -8,6 +8,7 @@
 //! - An object that is not ours is never written to nor deleted.
 //! - Objects are applied in the order of [`Kind`], so each finds what it needs.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::{Client, ResourceExt as _};
 use serde::Serialize;
@@ -34,6 +35,17 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// An object of that name goes with a model of our name that was deleted before.
+    #[error(
+        "{kind} {name} goes with an EmbeddingModel of this name that was deleted, and is still there",
+        kind = .kind.resource().kind
+    )]
+    Predecessor {
+        /// The kind of object.
+        kind: Kind,
+        /// Its name.
+        name: String,
+    },
     /// The API server refused, or could not be reached.
     #[error("{verb} {kind} {name}", kind = .kind.resource().kind)]
     Write {
@@ -53,6 +65,7 @@ impl Error {
     pub fn reason(&self) -> Reason {
         let message = match self {
             Self::NameConflict { .. } => return Reason::NameConflict,
+            Self::Predecessor { .. } => return Reason::WaitingForDeletion,
             Self::Write { source: kube::Error::Api(status), .. } => &status.message,
             Self::Write { .. } => return Reason::ApplyFailed,
         };
@@ -128,6 +141,14 @@ fn is_ours(found: &DynamicObject, model: &ValidModel) -> bool {
     found.owner_references().iter().any(|owner| owner.uid == model.uid)
 }
 
+/// Whether an object goes with a model of this name that is gone: the cluster removes it soon.
+fn is_of_predecessor(found: &DynamicObject, model: &ValidModel) -> bool {
+    found.owner_references().iter().any(|owner| {
+        (&owner.api_version, &owner.kind, &owner.name)
+            == (&model.owner.api_version, &model.owner.kind, &model.name)
+    })
+}
+
 /// A retained claim has no owner. It is this model's when the annotation says so, and is taken
 /// up again when its labels are of the same name and source.
 fn is_retained(found: &DynamicObject, model: &ValidModel) -> bool {
@@ -174,8 +195,14 @@ async fn apply_one(
     if let Some(found) = &found {
         let retained = kind == Kind::PersistentVolumeClaim && is_retained(found, model);
         if !is_ours(found, model) && !retained {
-            return Err(Error::NameConflict { kind, name });
+            return Err(if is_of_predecessor(found, model) {
+                Error::Predecessor { kind, name }
+            } else {
+                Error::NameConflict { kind, name }
+            });
         }
+        // What takes its place from now on is not written to.
+        wanted.metadata.uid.clone_from(&found.metadata.uid);
         // What is going comes back when it is gone.
         if found.metadata.deletion_timestamp.is_some() || is_same(found, &wanted) {
             return Ok(0);
@@ -220,12 +247,23 @@ async fn overwrite(api: &Api<DynamicObject>, found: &DynamicObject, wanted: &Dyn
     if spec["strategy"]["type"] == "Recreate" {
         spec["strategy"]["rollingUpdate"] = Value::Null;
     }
-    let patch = json!({
-        "metadata": {"uid": found.uid(), "resourceVersion": found.resource_version()},
-        "spec": spec,
-    });
     let parameters =
         PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
+    let at =
+        |object: &DynamicObject| json!({"uid": object.uid(), "resourceVersion": object.resource_version()});
+    let patch = json!({"metadata": at(found), "spec": spec});
+    let Ok(written) = api.patch(&found.name_any(), &parameters, &Patch::Merge(&patch)).await else {
+        return false;
+    };
+    // A merge makes us an owner a second time, of fields that a later apply then could not
+    // take away.
+    let mut metadata = at(&written);
+    let merged = |entry: &&ManagedFieldsEntry| {
+        entry.manager.as_deref() == Some(names::FIELD_MANAGER) && entry.operation.as_deref() == Some("Update")
+    };
+    let kept: Vec<_> = written.managed_fields().iter().filter(|entry| !merged(entry)).collect();
+    metadata["managedFields"] = json!(kept);
+    let patch = json!({"metadata": metadata});
     api.patch(&found.name_any(), &parameters, &Patch::Merge(&patch)).await.is_ok()
 }
 

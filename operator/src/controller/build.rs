@@ -26,6 +26,7 @@ use super::validate::{Download, Files, ValidModel};
 use crate::config::Config;
 use crate::crd::status::{ModelStatus, RolloutStatus};
 
+pub use deployment::Replicas;
 pub use records::{Template, served};
 
 /// What should be.
@@ -43,6 +44,8 @@ pub struct Desired {
     pub template_is_current: bool,
     /// Whether this version of the operator would make other pods of the same spec.
     pub update_available: bool,
+    /// How many pods.
+    pub replicas: Replicas,
     /// How the pods are replaced.
     pub rollout: RolloutStatus,
     /// What is known about the model that the pods serve.
@@ -67,7 +70,8 @@ pub fn build(model: &ValidModel, observed: &Observed, config: &Config, now: Time
         (None, recorded) => (recorded, false, false),
     };
     let deployed = observed.deployment(&model.name);
-    let rollout = deployment::rollout(model, template.as_ref(), deployed.as_ref());
+    let rollout = deployment::rollout(model, template.as_ref(), deployed.as_ref(), &observed.pods, now);
+    let replicas = deployment::replicas(model, deployed.as_ref());
     let mut objects = Vec::new();
     if model.pods.service_account_name.is_none() {
         objects.push(service::account(model));
@@ -79,15 +83,15 @@ pub fn build(model: &ValidModel, observed: &Observed, config: &Config, now: Time
     objects.extend(records::templates(model, observed, template.as_ref(), deployed.as_ref()));
     objects.extend(fetch_job::job(model, &files, template.as_ref(), observed));
     if let Some(template) = &template {
-        objects.push(deployment::deployment(model, template, rollout.strategy));
+        objects.push(deployment::deployment(model, template, rollout.strategy, replicas));
         objects.extend(autoscaler::autoscaler(model));
-        objects.extend(policy::disruption_budget(model));
+        objects.extend(policy::disruption_budget(model, replicas));
         if observed.service_monitors_exist {
             objects.extend(service::monitor(model));
         }
     }
     let model = about(model, template.as_ref(), &files);
-    Desired { objects, files, template, template_is_current, update_available, rollout, model }
+    Desired { objects, files, template, template_is_current, update_available, replicas, rollout, model }
 }
 
 /// What is known about the model that the pods serve, or will.

@@ -116,6 +116,10 @@ pub fn state(model: &ValidModel, observed: &Observed, config: &Config, now: Time
         },
         End::Failed(ended, why) => (ended, last_words(&observed.pods, &job).unwrap_or(why)),
     };
+    // Another Secret, proxy or image may be what it takes.
+    if job.labels().get(names::FETCH_WITH_LABEL).is_some_and(|with| *with != model.fetch_key) {
+        return State::Fetching { key, attempt: attempt.saturating_add(1) };
+    }
     let wait = config.fetch_retry * 2u32.pow((attempt - 1).min(5));
     let retry_at = ended.checked_add(jiff::SignedDuration::try_from(wait).unwrap_or_default()).unwrap_or(now);
     if now >= retry_at {
@@ -257,17 +261,7 @@ mod tests {
             "spec": {"source": {"huggingFace": {"repo": "org/name"}}},
         }))
         .unwrap();
-        validate(&model, None, &config()).unwrap()
-    }
-
-    fn config() -> Config {
-        Config {
-            server_image: "server".into(),
-            server_cuda_image: None,
-            hub_endpoint: "https://hub.test".into(),
-            allowed_endpoints: Vec::new(),
-            fetch_retry: Duration::from_mins(1),
-        }
+        validate(&model, &Observed::default(), &Config::for_tests()).unwrap()
     }
 
     fn at(seconds: i64) -> Timestamp {
@@ -281,7 +275,7 @@ mod tests {
         let claim =
             json!({"kind": "PersistentVolumeClaim", "metadata": {"name": "minilm-cache", "uid": "c"}});
         let State::Fetching { key, .. } =
-            state(&model(), &observed(&json!({"children": [claim]})), &config(), at(0))
+            state(&model(), &observed(&json!({"children": [claim]})), &Config::for_tests(), at(0))
         else {
             panic!("it is to be fetched");
         };
@@ -336,7 +330,7 @@ mod tests {
             (&[], false, "Job has reached the specified backoff limit"),
         ];
         for (pods, was_refused, said) in table {
-            let state = state(&model(), &after("Failed", 1, pods), &config(), at(59));
+            let state = state(&model(), &after("Failed", 1, pods), &Config::for_tests(), at(59));
             let State::Failed { attempt: 1, why, refused, retry_at, .. } = state else {
                 panic!("{state:?}");
             };
@@ -349,10 +343,10 @@ mod tests {
         for (attempt, minutes) in [(1, 1), (2, 2), (3, 4), (5, 16), (6, 32), (7, 32), (1000, 32)] {
             let failed = after("Failed", attempt, &[]);
             let seconds = minutes * 60;
-            let early = state(&model(), &failed, &config(), at(seconds - 1));
+            let early = state(&model(), &failed, &Config::for_tests(), at(seconds - 1));
             assert!(matches!(early, State::Failed { .. }), "{early:?}");
             assert_eq!(wait(&early, at(seconds - 1)), Some(Duration::from_secs(1)));
-            let due = state(&model(), &failed, &config(), at(seconds));
+            let due = state(&model(), &failed, &Config::for_tests(), at(seconds));
             assert!(matches!(&due, State::Fetching { attempt: next, .. } if *next == attempt + 1), "{due:?}");
             assert_eq!(wait(&due, at(seconds)), None);
         }
@@ -361,13 +355,13 @@ mod tests {
     #[test]
     fn a_fetch_that_completed_tells_what_it_learned_or_is_done_again() {
         let summary = format!(r#"{{"commit":"{COMMIT}","dimensions":384,"unknown":true}}"#);
-        let here = state(&model(), &after("Complete", 2, &[(0, &summary)]), &config(), at(0));
+        let here = state(&model(), &after("Complete", 2, &[(0, &summary)]), &Config::for_tests(), at(0));
         let State::Here(here) = here else { panic!("{here:?}") };
         assert_eq!((here.summary.commit.as_str(), here.summary.dimensions), (COMMIT, Some(384)));
         for (pods, said) in
             [(&[][..], "its pod is gone"), (&[(0, "Segmentation fault")][..], "no summary: \"Segmentation")]
         {
-            let failed = state(&model(), &after("Complete", 1, pods), &config(), at(0));
+            let failed = state(&model(), &after("Complete", 1, pods), &Config::for_tests(), at(0));
             assert!(matches!(&failed, State::Failed { why, .. } if why.contains(said)), "{failed:?}");
         }
     }

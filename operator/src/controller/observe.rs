@@ -28,6 +28,13 @@ pub struct Error {
     source: kube::Error,
 }
 
+impl Error {
+    /// Whether the next look is bound to fail, too: a right is missing.
+    pub fn is_for_long(&self) -> bool {
+        matches!(&self.source, kube::Error::Api(status) if status.code == 403)
+    }
+}
+
 /// What is there.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {

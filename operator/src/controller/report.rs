@@ -12,10 +12,12 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt as _;
 
-use super::build::{self, Desired, names};
+use super::build::{self, Desired, Replicas, names};
 use super::diagnose::{self, Problem};
 use super::fetched::{self, State};
+use super::object::{Kind, Object};
 use super::observe::Observed;
+use super::same;
 use super::validate::{Files, Refusal, ValidModel};
 use crate::crd::EmbeddingModel;
 use crate::crd::status::{CacheStatus, ConditionType, EmbeddingModelStatus, Reason};
@@ -108,6 +110,7 @@ pub fn status(
         deployment: deployment.as_ref(),
         problems: &problems,
         unbound: unbound.as_deref(),
+        observed,
         was_ready: old.observed_generation == generation && old.conditions.iter().any(is_ready),
     };
     let judged = judge(outcome, wanted, &seen, &old);
@@ -156,6 +159,7 @@ struct Seen<'a> {
     problems: &'a [Problem],
     /// The claim of the cache, while it has no volume.
     unbound: Option<&'a str>,
+    observed: Option<&'a Observed>,
     /// Whether this generation of the model was ready at the last look.
     was_ready: bool,
 }
@@ -181,6 +185,12 @@ fn judge(
             progressing: (false, *reason, "waiting for the spec, or what it refers to, to change".into()),
             degraded: bad(*reason, message),
         },
+        Outcome::Failed { reason: reason @ Reason::WaitingForDeletion, message, .. } => Judged {
+            ready: not_ready(*reason, message.clone()),
+            cached,
+            progressing: (true, *reason, message.clone()),
+            degraded: healthy(),
+        },
         Outcome::Failed { reason, message, .. } => Judged {
             ready: not_ready(*reason, message.clone()),
             cached,
@@ -198,6 +208,7 @@ fn judge(
                     bad(fetched::reason(*refused), &fetch_failed(desired, why))
                 }
                 (_, Some(problem)) => bad(problem.reason, &problem.message),
+                (State::Fetching { attempt, .. }, None) if *attempt > 1 => still_failing(old, healthy()),
                 (_, None) => healthy(),
             };
             let goal = goal(model, desired, *writes, seen);
@@ -206,7 +217,7 @@ fn judge(
                 let message = "paused: objects are left as they are".to_owned();
                 return Judged {
                     ready: if reached {
-                        (true, Reason::Ready, "every replica can embed".into())
+                        (true, Reason::Ready, all_embed(desired))
                     } else {
                         not_ready(Reason::Paused, message.clone())
                     },
@@ -217,9 +228,9 @@ fn judge(
             }
             match goal {
                 None => Judged {
-                    ready: (true, Reason::Ready, "every replica can embed".into()),
+                    ready: (true, Reason::Ready, all_embed(desired)),
                     cached,
-                    progressing: (false, Reason::Reconciled, "the wanted state is reached".into()),
+                    progressing: (false, Reason::Reconciled, reached(model, seen)),
                     // Pods that were replaced may still be going; a volume that cannot grow,
                     // or is lost, tells of itself only later.
                     degraded: problems
@@ -230,13 +241,16 @@ fn judge(
                 Some((reason @ Reason::ScaledToZero, message)) => Judged {
                     ready: not_ready(reason, message.clone()),
                     cached,
-                    progressing: (false, Reason::Reconciled, "the wanted state is reached".into()),
+                    progressing: (false, Reason::Reconciled, reached(model, seen)),
                     degraded: healthy(),
                 },
                 Some((reason, message)) => {
                     let stuck = matches!(desired.files, State::Failed { .. })
                         || problems.iter().any(|problem| needs_help(problem.reason));
-                    let (ready, progressing) = if degraded.0 {
+                    let fetches = matches!(desired.files, State::Fetching { .. });
+                    let (ready, progressing) = if degraded.0 && fetches && problem.is_none() {
+                        (not_ready(reason, message.clone()), (true, reason, message))
+                    } else if degraded.0 {
                         (not_ready(degraded.1, degraded.2.clone()), (!stuck, degraded.1, message))
                     } else {
                         (not_ready(reason, message.clone()), (true, reason, message))
@@ -247,6 +261,38 @@ fn judge(
         }
     }
 }
+
+fn all_embed(desired: &Desired) -> String {
+    match desired.replicas {
+        Replicas::Held(number) => format!(
+            "every replica can embed; {number} run as when autoscaling was turned off, until replicas is changed"
+        ),
+        Replicas::Autoscaled | Replicas::Wanted(_) => "every replica can embed".into(),
+    }
+}
+
+fn reached(model: &ValidModel, seen: &Seen<'_>) -> String {
+    let unknown = seen.observed.is_some_and(|observed| !observed.service_monitors_exist);
+    if model.monitoring.service_monitor && unknown {
+        "the wanted state is reached, but for the ServiceMonitor: the cluster does not know monitoring.coreos.com/v1"
+            .into()
+    } else {
+        "the wanted state is reached".into()
+    }
+}
+
+/// While a download that failed is tried again, that it failed stays told.
+fn still_failing(old: &EmbeddingModelStatus, healthy: Verdict) -> Verdict {
+    let was = old.conditions.iter().find(|was| was.type_ == ConditionType::Degraded.name());
+    let Some(was) = was.filter(|was| was.status == "True") else { return healthy };
+    let reasons = [Reason::FetchFailed, Reason::SourceRefused];
+    let Some(reason) = reasons.into_iter().find(|reason| reason.name() == was.reason) else { return healthy };
+    let says = was.message.split(NEXT_TRY).next().unwrap_or_default();
+    (true, reason, says.to_owned())
+}
+
+/// What comes before the time of the next try.
+const NEXT_TRY: &str = "; next try at ";
 
 /// Whether somebody has to do something. The others may go away by themselves.
 fn needs_help(reason: Reason) -> bool {
@@ -280,7 +326,7 @@ fn goal(model: &ValidModel, desired: &Desired, writes: usize, seen: &Seen<'_>) -
     let ready = status.available_replicas.unwrap_or(0);
     let updated = status.updated_replicas.unwrap_or(0);
     let settled =
-        if model.paused { build::has_pods_of(deployment, desired.template.as_ref()) } else { writes == 0 };
+        if model.paused { serves_as_wanted(deployment, desired, seen.observed) } else { writes == 0 };
     // After `Ready`, a Deployment that its controller has not looked at yet was changed by others:
     // an annotation is enough.
     let rolled_out = build::rolled_out(deployment) || (seen.was_ready && build::is_complete(deployment));
@@ -302,6 +348,23 @@ fn goal(model: &ValidModel, desired: &Desired, writes: usize, seen: &Seen<'_>) -
     None
 }
 
+/// Whether what clients and pods see of a paused model is what the spec says. That a newer
+/// operator would write other details is not what a pause keeps from the user.
+fn serves_as_wanted(deployment: &Deployment, desired: &Desired, observed: Option<&Observed>) -> bool {
+    let runs = deployment.spec.as_ref().and_then(|spec| spec.replicas);
+    let enough = match desired.replicas {
+        Replicas::Autoscaled => true,
+        Replicas::Held(number) | Replicas::Wanted(number) => runs == Some(number),
+    };
+    let access = [Kind::Service, Kind::NetworkPolicy];
+    let is_there = |object: &Object| {
+        let found = observed.and_then(|observed| observed.children.get(&(object.kind, object.name())));
+        found.is_some_and(|found| same::covers(&object.value.data, &found.data))
+    };
+    let mut wanted = desired.objects.iter().filter(|object| access.contains(&object.kind));
+    enough && build::has_pods_of(deployment, desired.template.as_ref()) && wanted.all(is_there)
+}
+
 fn waits_for(claim: Option<&str>) -> String {
     format!("PersistentVolumeClaim {} has no volume yet", claim.unwrap_or_default())
 }
@@ -310,7 +373,7 @@ fn fetch_failed(desired: &Desired, why: &str) -> String {
     let what = desired.model.source.clone().unwrap_or_default();
     match &desired.files {
         State::Failed { retry_at, .. } => {
-            format!("fetching {what}: {why}; next try at {}", whole_seconds(*retry_at))
+            format!("fetching {what}: {why}{NEXT_TRY}{}", whole_seconds(*retry_at))
         }
         _ => format!("fetching {what}: {why}"),
     }
@@ -412,29 +475,17 @@ fn cache(model: &ValidModel, desired: &Desired, observed: Option<&Observed>) -> 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::time::Duration;
 
     use serde_json::{Value, json};
 
     use super::super::apply;
     use super::super::diagnose::tests::{observed, table};
-    use super::super::object::Kind;
     use super::super::validate::validate;
     use super::*;
     use crate::config::Config;
 
     const SUMMARY: &str =
         r#"{"commit":"0123456789012345678901234567890123456789","bytes":9,"dimensions":384}"#;
-
-    fn config() -> Config {
-        Config {
-            server_image: "server".into(),
-            server_cuda_image: None,
-            hub_endpoint: "https://hub.test".into(),
-            allowed_endpoints: vec!["https://hub.test".into()],
-            fetch_retry: Duration::from_mins(1),
-        }
-    }
 
     fn now() -> Timestamp {
         "2026-01-01T00:00:00Z".parse().unwrap()
@@ -457,9 +508,9 @@ mod tests {
 
     /// The status after a reconcile in which nothing failed.
     fn applied(model: &EmbeddingModel, observed: &Observed, writes: usize) -> EmbeddingModelStatus {
-        match validate(model, observed.source_claim.as_ref(), &config()) {
+        match validate(model, observed, &Config::for_tests()) {
             Ok(valid) => {
-                let desired = build::build(&valid, observed, &config(), now());
+                let desired = build::build(&valid, observed, &Config::for_tests(), now());
                 let outcome = Outcome::Applied { model: &valid, desired: &desired, writes };
                 status(model, Some(observed), &outcome, now())
             }
@@ -469,8 +520,8 @@ mod tests {
 
     /// What was seen, with everything that the operator makes of it.
     fn made(model: &EmbeddingModel, mut seen: Observed) -> Observed {
-        let valid = validate(model, None, &config()).unwrap();
-        for object in build::build(&valid, &seen, &config(), now()).objects {
+        let valid = validate(model, &Observed::default(), &Config::for_tests()).unwrap();
+        for object in build::build(&valid, &seen, &Config::for_tests(), now()).objects {
             let key = (object.kind, object.name());
             let mut value = object.value;
             if let Some(old) = seen.children.get(&key) {
@@ -586,6 +637,7 @@ mod tests {
 
     fn while_pods_come() -> Vec<Told> {
         let plain = model(&json!({}));
+        let gone = apply::Error::Predecessor { kind: Kind::Deployment, name: "minilm".into() };
         let two = model(&json!({"replicas": 2}));
         let rolls = "False RollingOut, True Cached, False Unavailable, True RollingOut, False UpToDate, \
                      False Healthy, Reconciling True RollingOut";
@@ -613,6 +665,11 @@ mod tests {
                  True NameConflict, Stalled True NameConflict",
             ),
             (
+                failed(&plain, &theirs, &gone),
+                "False WaitingForDeletion, True Cached, False Unavailable, True WaitingForDeletion, \
+                 False UpToDate, False Healthy, Reconciling True WaitingForDeletion",
+            ),
+            (
                 failed(&plain, &deployed(&plain, 1), &refusal(Kind::Deployment, "no")),
                 "False ApplyFailed, True Cached, True Ready, True ApplyFailed, False UpToDate, \
                  True ApplyFailed, Reconciling True ApplyFailed",
@@ -625,6 +682,11 @@ mod tests {
         let (none, two) = (model(&json!({"replicas": 0})), model(&json!({"replicas": 2})));
         let mut paused = plain.clone();
         paused.spec.paused = true;
+        let mut moved = paused.clone();
+        moved.spec.service.port = 8080;
+        let mut more = paused.clone();
+        more.spec.replicas = 2;
+        let waits = "False Paused, True Cached, True Ready, False Paused, False UpToDate, False Healthy";
         let mut updated = deployed(&plain, 1);
         for ((kind, name), record) in &mut updated.children {
             if *kind == Kind::ControllerRevision && name.contains("template") {
@@ -653,6 +715,8 @@ mod tests {
                 applied(&paused, &deployed(&plain, 0), 0),
                 "False Paused, True Cached, False Unavailable, False Paused, False UpToDate, False Healthy",
             ),
+            (applied(&moved, &deployed(&plain, 1), 0), waits),
+            (applied(&more, &deployed(&plain, 1), 0), waits),
             // It serves, and will not when its pods go.
             (
                 applied(&plain, &lost, 0),
@@ -690,8 +754,8 @@ mod tests {
     }
 
     fn failed(model: &EmbeddingModel, seen: &Observed, error: &apply::Error) -> EmbeddingModelStatus {
-        let valid = validate(model, None, &config()).unwrap();
-        let desired = build::build(&valid, seen, &config(), now());
+        let valid = validate(model, &Observed::default(), &Config::for_tests()).unwrap();
+        let desired = build::build(&valid, seen, &Config::for_tests(), now());
         let outcome = Outcome::Failed {
             reason: error.reason(),
             message: error.to_string(),
@@ -787,14 +851,63 @@ mod tests {
     }
 
     #[test]
+    fn a_download_that_failed_stays_told_while_it_is_tried_again() {
+        let mut plain = model(&json!({}));
+        let failed = fetched(&plain, "Failed", 77, "error: 401");
+        plain.status = Some(applied(&plain, &failed, 0));
+        let mut due = failed;
+        for job in due.children.values_mut().filter(|child| !child.data["status"]["conditions"].is_null()) {
+            job.data["status"]["conditions"][0]["lastTransitionTime"] = json!("2025-12-31T00:00:00Z");
+        }
+        let again = applied(&plain, &due, 1);
+        assert_eq!(get(&again, "Ready").reason, "Fetching");
+        let degraded = get(&again, "Degraded");
+        assert_eq!((degraded.status.as_str(), degraded.reason.as_str()), ("True", "SourceRefused"));
+        assert_eq!(degraded.message, "fetching org/name: 401");
+        assert_eq!(
+            degraded.last_transition_time,
+            get(plain.status.as_ref().unwrap(), "Degraded").last_transition_time
+        );
+        assert!(again.conditions.iter().any(|condition| condition.type_ == "Reconciling"));
+        assert!(again.conditions.iter().all(|condition| condition.type_ != "Stalled"));
+        // The first try of another source has not failed.
+        plain.spec.source.hugging_face.as_mut().unwrap().repo = "org/other".into();
+        assert_eq!(get(&applied(&plain, &due, 1), "Degraded").reason, "Healthy");
+    }
+
+    #[test]
+    fn what_is_not_as_a_user_expects_is_told_where_all_is_well() {
+        let monitored = model(&json!({"monitoring": {"serviceMonitor": true}}));
+        let mut seen = deployed(&monitored, 1);
+        let told = get(&applied(&monitored, &seen, 0), "Progressing").message.clone();
+        assert!(told.contains("does not know monitoring.coreos.com/v1"), "{told}");
+        seen.service_monitors_exist = true;
+        let told = get(&applied(&monitored, &seen, 0), "Progressing").message.clone();
+        assert_eq!(told, "the wanted state is reached");
+
+        let scaling = json!({"autoscaling": {"maxReplicas": 9}, "resources": {"requests": {"cpu": "1"}}});
+        let mut scaled = deployed(&model(&scaling), 0);
+        let deployment = scaled.children.get_mut(&(Kind::Deployment, "minilm".to_owned())).unwrap();
+        deployment.data["spec"]["replicas"] = json!(5);
+        let one = model(&json!({"resources": {"requests": {"cpu": "1"}}}));
+        let mut held = made(&one, scaled);
+        set_available(&mut held, 5);
+        let told = get(&applied(&one, &held, 0), "Ready").message.clone();
+        assert!(
+            told.starts_with("every replica can embed; 5 run as when autoscaling was turned off"),
+            "{told}"
+        );
+    }
+
+    #[test]
     fn times_change_with_a_status_and_not_with_a_reason() {
         let mut plain = model(&json!({}));
         let first = applied(&plain, &bound(&plain), 0);
         plain.status = Some(first.clone());
         let later = now() + jiff::SignedDuration::from_secs(60);
-        let valid = validate(&plain, None, &config()).unwrap();
+        let valid = validate(&plain, &Observed::default(), &Config::for_tests()).unwrap();
         let seen = fetched(&plain, "Complete", 0, SUMMARY);
-        let desired = build::build(&valid, &seen, &config(), later);
+        let desired = build::build(&valid, &seen, &Config::for_tests(), later);
         let outcome = Outcome::Applied { model: &valid, desired: &desired, writes: 1 };
         let second = status(&plain, Some(&seen), &outcome, later);
         assert_eq!(get(&second, "Ready").reason, "RollingOut");

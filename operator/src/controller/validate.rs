@@ -14,6 +14,7 @@ use serde::Serialize;
 use url::{Host, Url};
 
 use super::build::names;
+use super::observe::Observed;
 use crate::config::Config;
 use crate::crd::rules::{
     DOTS, DOTS_MESSAGE, HOST_MESSAGE, LOCAL, MAX_NAME, ORIGIN, REPO_MESSAGE, REVISION_MESSAGE,
@@ -21,8 +22,8 @@ use crate::crd::rules::{
 use crate::crd::source::{Archive, FilledClaim, HuggingFace, ModelImage, patterns};
 use crate::crd::status::Reason;
 use crate::crd::{
-    AccessMode, Autoscaling, Device, EmbeddingModel, Gpu, Inference, ModelCache, Monitoring, Network,
-    PodTemplate, QUANTITY, Resources, ServiceOptions,
+    AccessMode, Autoscaling, Device, EmbeddingModel, EmbeddingModelSpec, Gpu, Inference, ModelCache,
+    Monitoring, Network, PodTemplate, QUANTITY, Resources, ServiceOptions,
 };
 
 /// Why a model is not built: somebody has to change something.
@@ -80,6 +81,8 @@ pub struct ValidModel {
     pub startup_timeout_seconds: Option<i32>,
     /// What decides the pods' template, besides this program and what was fetched.
     pub template_key: String,
+    /// What decides how files are fetched, whatever they are.
+    pub fetch_key: String,
     /// Whether objects are to be left as they are.
     pub paused: bool,
 }
@@ -100,11 +103,22 @@ pub enum Files {
     Claim {
         /// The volume.
         claim: FilledClaim,
-        /// Whether pods on several nodes can mount it.
-        many_nodes: bool,
+        /// How many pods can mount it.
+        reach: Reach,
     },
     /// They are in an image.
     Image(ModelImage),
+}
+
+/// How many pods can mount a volume at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// One (`ReadWriteOncePod`).
+    OnePod,
+    /// Those of one node (`ReadWriteOnce`).
+    OneNode,
+    /// Those of many nodes (`ReadWriteMany`, `ReadOnlyMany`).
+    ManyNodes,
 }
 
 /// What is fetched.
@@ -141,28 +155,26 @@ impl Download {
 }
 
 impl ValidModel {
-    /// Whether all pods have to be on the node of one volume.
-    pub fn on_one_node(&self) -> bool {
+    /// How many pods can have the model's files at the same time.
+    pub fn reach(&self) -> Reach {
         match &self.files {
-            Files::Cached { cache, .. } => !cache.access_modes.contains(&AccessMode::ReadWriteMany),
-            Files::Claim { many_nodes, .. } => !many_nodes,
-            Files::Ephemeral(_) | Files::Image(_) => false,
+            Files::Cached { cache, .. } if !cache.access_modes.contains(&AccessMode::ReadWriteMany) => {
+                Reach::OneNode
+            }
+            Files::Claim { reach, .. } => *reach,
+            Files::Cached { .. } | Files::Ephemeral(_) | Files::Image(_) => Reach::ManyNodes,
         }
     }
 
-    /// The least number of replicas that is wanted at any time.
-    pub fn least_replicas(&self) -> i32 {
-        self.autoscaling.as_ref().map_or(self.replicas, |autoscaling| autoscaling.min_replicas)
+    /// Whether all pods have to be on the node of one volume.
+    pub fn on_one_node(&self) -> bool {
+        self.reach() != Reach::ManyNodes
     }
 }
 
-/// Whether the model can be built. `source_claim` is the claim that its source names, as
-/// far as it exists.
-pub fn validate(
-    model: &EmbeddingModel,
-    source_claim: Option<&PersistentVolumeClaim>,
-    config: &Config,
-) -> Result<ValidModel, Refusal> {
+/// Whether the model can be built, beside the claims that are there: the one that its source
+/// names, and that of its cache.
+pub fn validate(model: &EmbeddingModel, observed: &Observed, config: &Config) -> Result<ValidModel, Refusal> {
     let spec = &model.spec;
     let name = model.name_any();
     name_is_good(&name)?;
@@ -204,6 +216,10 @@ pub fn validate(
         return Err(Refusal::spec("network.allowFrom: podSelector or namespaceSelector is needed"));
     }
     volumes_are_good(&spec.pod_template)?;
+    let files = files(model, observed.source_claim.as_ref(), config)?;
+    if let Files::Cached { cache, .. } = &files {
+        stays_the_same_volume(cache, observed.cache(&name).as_ref(), &uid)?;
+    }
     let image = match (&spec.image, &spec.gpu) {
         (Some(image), _) => image.clone(),
         (None, None) => config.server_image.clone(),
@@ -217,8 +233,9 @@ pub fn validate(
     };
     Ok(ValidModel {
         model_name: spec.model_name.clone().unwrap_or_else(|| name.clone()),
-        files: files(model, source_claim, config)?,
+        files,
         template_key: template_key(model),
+        fetch_key: fetch_key(model, &image),
         image,
         owner,
         uid,
@@ -335,10 +352,16 @@ fn files(
                     ),
                 });
             };
-            let access =
-                found.spec.as_ref().and_then(|spec| spec.access_modes.as_deref()).unwrap_or_default();
-            let many_nodes = access.iter().any(|mode| mode == "ReadWriteMany" || mode == "ReadOnlyMany");
-            return Ok(Files::Claim { claim: claim.clone(), many_nodes });
+            let reach = reach_of(found);
+            let most = model.spec.autoscaling.as_ref().map_or(model.spec.replicas, |it| it.max_replicas);
+            if reach == Reach::OnePod && most > 1 {
+                return Err(Refusal::spec(format!(
+                    "PersistentVolumeClaim {} can be mounted by one pod at a time (ReadWriteOncePod): replicas and \
+                     autoscaling.maxReplicas must be at most 1",
+                    claim.claim_name
+                )));
+            }
+            return Ok(Files::Claim { claim: claim.clone(), reach });
         }
         (None, None, Some(archive), None) => {
             looks_good("source.http.url", &archive.url, patterns::URL)?;
@@ -360,6 +383,57 @@ fn files(
     };
     let cache = model.spec.cache.clone();
     Ok(if cache.ephemeral { Files::Ephemeral(download) } else { Files::Cached { download, cache } })
+}
+
+fn reach_of(claim: &PersistentVolumeClaim) -> Reach {
+    let modes = claim.spec.as_ref().and_then(|spec| spec.access_modes.as_deref()).unwrap_or_default();
+    let has = |mode: &str| modes.iter().any(|found| found == mode);
+    if has("ReadWriteMany") || has("ReadOnlyMany") {
+        Reach::ManyNodes
+    } else if has("ReadWriteOncePod") {
+        // The API server allows it no other mode.
+        Reach::OnePod
+    } else {
+        Reach::OneNode
+    }
+}
+
+/// A volume's class and access modes are settled when it is made. `uid` is the model's; a
+/// claim of others is told of when ours is applied.
+fn stays_the_same_volume(
+    cache: &ModelCache,
+    found: Option<&PersistentVolumeClaim>,
+    uid: &str,
+) -> Result<(), Refusal> {
+    let ours = |claim: &&PersistentVolumeClaim| {
+        let owners = claim.owner_references();
+        claim.metadata.deletion_timestamp.is_none()
+            && (claim.annotations().contains_key(names::RETAINED_BY_ANNOTATION)
+                || owners.iter().any(|owner| owner.uid == uid))
+    };
+    let Some((claim, spec)) = found.filter(ours).and_then(|claim| Some((claim, claim.spec.as_ref()?))) else {
+        return Ok(());
+    };
+    let settled = |field: &str, has: String, wanted: String| {
+        Err(Refusal::spec(format!(
+            "cache.{field} cannot change from {has} to {wanted}: PersistentVolumeClaim {} has it; go back, or \
+             delete the claim to have one made anew",
+            claim.name_any()
+        )))
+    };
+    // Without a class in either, the cluster's default was, or will be, filled in.
+    if let (Some(has), Some(wanted)) = (&spec.storage_class_name, &cache.storage_class_name)
+        && has != wanted
+    {
+        return settled("storageClassName", has.clone(), wanted.clone());
+    }
+    let mut has = spec.access_modes.clone().unwrap_or_default();
+    has.sort_unstable();
+    let wanted = cache.access_mode_names();
+    if has != wanted {
+        return settled("accessModes", has.join(", "), wanted.join(", "));
+    }
+    Ok(())
 }
 
 fn is_commit(revision: &str) -> bool {
@@ -436,6 +510,12 @@ fn is_local(ip: IpAddr) -> bool {
     ip.is_loopback() || ip.is_unspecified() || link_local || metadata.contains(&ip)
 }
 
+/// A hash of what may be mended about a download that fails.
+fn fetch_key(model: &EmbeddingModel, image: &str) -> String {
+    let EmbeddingModelSpec { source, network, pod_template, .. } = &model.spec;
+    names::short_hash(&(source, &network.proxy, &network.trusted_ca, pod_template, image))
+}
+
 /// A hash of what the user says about the pods. What only concerns other objects is left
 /// out, and so is all that a new version of the operator could decide differently: pods
 /// restart for their user and not for us.
@@ -465,4 +545,144 @@ fn template_key(model: &EmbeddingModel) -> String {
         }
     }
     names::short_hash(&(spec, model.annotations().get(names::UPDATE_ANNOTATION)))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::diagnose::tests::observed;
+    use super::*;
+
+    fn model(spec: &Value) -> EmbeddingModel {
+        serde_json::from_value(json!({
+            "apiVersion": "embeddings.kagent.dev/v1alpha1",
+            "kind": "EmbeddingModel",
+            "metadata": {"name": "m", "namespace": "default", "uid": "u"},
+            "spec": spec,
+        }))
+        .unwrap()
+    }
+
+    fn hub(more: &Value) -> Value {
+        let mut spec = json!({"source": {"huggingFace": {"repo": "org/name"}}});
+        for (field, value) in more.as_object().unwrap() {
+            spec[field] = value.clone();
+        }
+        spec
+    }
+
+    /// Another key restarts every pod of every model when the operator is upgraded.
+    ///
+    /// Where this fails: leave a new field out of what is hashed while it has its default
+    /// (`skip_serializing_if`); never write another key here for a spec that was there before.
+    #[test]
+    fn keys_of_templates_and_fetches_stay_what_they_were_in_earlier_versions() {
+        let most = json!({
+            "source": {"http": {"url": "https://x.test/m.tar.gz", "sha256": "0".repeat(64)}},
+            "modelName": "n",
+            "inference": {"dtype": "BFloat16", "maxBatchTokens": 1, "maxWaitingTexts": 2, "maxConcurrentRequests": 3},
+            "replicas": 4,
+            "autoscaling": {"maxReplicas": 5},
+            "resources": {"requests": {"cpu": "1"}, "limits": {"memory": "2Gi"}},
+            "gpu": {"count": 2},
+            "cache": {"size": "3Gi", "storageClassName": "c", "accessModes": ["ReadWriteMany"], "retain": true},
+            "service": {"port": 81, "annotations": {"a": "b"}},
+            "network": {"proxy": {"httpProxy": "http://p"}, "trustedCA": {"configMapRef": {"name": "ca"}}},
+            "podTemplate": {"env": [{"name": "A", "value": "b"}], "nodeSelector": {"a": "b"}},
+            "monitoring": {"serviceMonitor": true},
+            "image": "i",
+            "startupTimeoutSeconds": 60,
+        });
+        let ephemeral = json!({
+            "source": {"huggingFace": {"repo": "a/b", "revision": "0".repeat(40), "tokenSecretRef": {"name": "t", "key": "k"}}},
+            "cache": {"ephemeral": true},
+        });
+        let claim = json!({"source": {"persistentVolumeClaim": {"claimName": "c", "path": "p"}}});
+        let image = json!({"source": {"image": {"reference": format!("r/m@sha256:{}", "0".repeat(64))}}});
+        let keys: Vec<_> = [hub(&json!({})), most, ephemeral, claim, image]
+            .iter()
+            .map(model)
+            .map(|model| format!("{} {}", template_key(&model), fetch_key(&model, "image")))
+            .collect();
+        assert_eq!(
+            keys,
+            [
+                "a81959f0 20779d1a",
+                "e6bb5e8a ec8b59d8",
+                "a4703566 f64b81c0",
+                "884e11c3 732b5df9",
+                "526411f0 87af0504"
+            ]
+        );
+        let download = |spec: &Value| match files(&model(spec), None, &Config::for_tests()).unwrap() {
+            Files::Cached { download, .. } => download.key(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(download(&hub(&json!({}))), "ce9ae6d8");
+    }
+
+    #[test]
+    fn a_volume_that_is_there_keeps_its_class_and_modes() {
+        let claim = |spec: Value, ours: bool| {
+            let owner =
+                json!({"apiVersion": "v1", "kind": "x", "name": "m", "uid": if ours { "u" } else { "t" }});
+            observed(&json!({"children": [{
+                "kind": "PersistentVolumeClaim",
+                "metadata": {"name": "m-cache", "ownerReferences": [owner]},
+                "spec": spec,
+            }]}))
+        };
+        let fast = || json!({"accessModes": ["ReadWriteOnce"], "storageClassName": "fast"});
+        let wanted = |cache: Value| model(&hub(&json!({"cache": cache})));
+        let told = |cache: Value, there: &Observed| {
+            validate(&wanted(cache), there, &Config::for_tests()).err().map(|refusal| refusal.message)
+        };
+        let there = claim(fast(), true);
+        assert_eq!(told(json!({"storageClassName": "fast"}), &there), None);
+        assert_eq!(told(json!({}), &there), None);
+        // It was grown, or the model says less: it stays as large, which is no error.
+        assert_eq!(told(json!({"size": "1Gi"}), &there), None);
+        assert_eq!(
+            told(json!({"storageClassName": "slow"}), &there).unwrap(),
+            "cache.storageClassName cannot change from fast to slow: PersistentVolumeClaim m-cache has it; go back, or \
+             delete the claim to have one made anew"
+        );
+        let message = told(json!({"accessModes": ["ReadWriteMany", "ReadWriteOnce"]}), &there).unwrap();
+        assert!(message.contains("from ReadWriteOnce to ReadWriteMany, ReadWriteOnce"), "{message}");
+        // Of somebody else's claim it is told that it is in the way.
+        assert_eq!(told(json!({"storageClassName": "slow"}), &claim(fast(), false)), None);
+    }
+
+    #[test]
+    fn the_modes_of_a_filled_claim_say_how_many_pods_can_have_it() {
+        let source = |more: &Value| {
+            let mut spec = json!({"source": {"persistentVolumeClaim": {"claimName": "c"}}});
+            for (field, value) in more.as_object().unwrap() {
+                spec[field] = value.clone();
+            }
+            model(&spec)
+        };
+        let with = |modes: &[&str], more: &Value| {
+            let claim = json!({"metadata": {"name": "c"}, "spec": {"accessModes": modes}});
+            validate(&source(more), &observed(&json!({"sourceClaim": claim})), &Config::for_tests())
+        };
+        let table: [(&[&str], Reach); 4] = [
+            (&["ReadWriteOncePod"], Reach::OnePod),
+            (&["ReadWriteOnce"], Reach::OneNode),
+            (&["ReadWriteOnce", "ReadOnlyMany"], Reach::ManyNodes),
+            (&["ReadWriteMany"], Reach::ManyNodes),
+        ];
+        for (modes, expected) in table {
+            assert_eq!(with(modes, &json!({})).unwrap().reach(), expected, "{modes:?}");
+            let two = with(modes, &json!({"replicas": 2}));
+            assert_eq!(two.is_ok(), expected != Reach::OnePod, "{modes:?}");
+        }
+        let scaled = json!({"autoscaling": {"maxReplicas": 2}, "resources": {"requests": {"cpu": "1"}}});
+        let refusal = with(&["ReadWriteOncePod"], &scaled).unwrap_err();
+        assert!(
+            refusal.message.starts_with("PersistentVolumeClaim c can be mounted by one pod"),
+            "{refusal}"
+        );
+    }
 }

@@ -196,6 +196,8 @@ pub enum Reason {
     Fetching,
     /// The volume is not there yet.
     WaitingForVolume,
+    /// An object of a model of the same name that was deleted is still on its way out.
+    WaitingForDeletion,
     /// Replicas start or are replaced.
     RollingOut,
     /// A newer pod template is ready to be rolled out.
@@ -248,7 +250,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for documentation and tests.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Ready,
         Self::Reconciled,
         Self::Cached,
@@ -256,6 +258,7 @@ impl Reason {
         Self::UpToDate,
         Self::Fetching,
         Self::WaitingForVolume,
+        Self::WaitingForDeletion,
         Self::RollingOut,
         Self::NewPodTemplate,
         Self::ScaledToZero,

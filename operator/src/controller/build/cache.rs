@@ -28,14 +28,12 @@ pub(super) fn claim(model: &ValidModel, observed: &Observed) -> Option<Object> {
     let there =
         observed.cache(&model.name).and_then(|claim| claim.spec?.resources?.requests?.remove("storage"));
     let size = there.filter(|there| same::is_more(there, &cache.size)).unwrap_or_else(|| cache.size.clone());
-    let mut access_modes: Vec<String> = cache.access_modes.iter().map(|mode| format!("{mode:?}")).collect();
-    access_modes.sort_unstable();
     Some(of_kind(
         Kind::PersistentVolumeClaim,
         &PersistentVolumeClaim {
             metadata,
             spec: Some(PersistentVolumeClaimSpec {
-                access_modes: Some(access_modes),
+                access_modes: Some(cache.access_mode_names()),
                 resources: Some(VolumeResourceRequirements {
                     requests: Some([("storage".to_owned(), size)].into()),
                     limits: None,

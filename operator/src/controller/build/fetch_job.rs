@@ -25,10 +25,11 @@ pub(super) fn job(
     let (State::Fetching { key, attempt } | State::Failed { key, attempt, .. }) = files else { return None };
     // What pods serve now stays in the volume; what nobody serves makes room.
     let serving = serving.filter(|template| template.cached_at.is_some());
-    let keep: Vec<String> = records::cached_at(observed).into_iter().collect();
+    let keep = keep(model, key, *attempt, observed);
     let mut labels = names::component_labels(&model.name, names::FETCH);
     labels.insert(names::FETCH_LABEL.into(), key.clone());
     labels.insert(names::ATTEMPT_LABEL.into(), attempt.to_string());
+    labels.insert(names::FETCH_WITH_LABEL.into(), model.fetch_key.clone());
     let mut pod_labels = model.pods.labels.clone();
     pod_labels.extend(labels.clone());
     let mut volumes = vec![pod::scratch("tmp"), pod::model_volume(model)];
@@ -80,4 +81,17 @@ pub(super) fn job(
             status: None,
         },
     ))
+}
+
+/// What has to stay in the cache. A Job that is there goes on with what it was told: what is
+/// needed no longer since then is no reason to begin anew, and of the same fetch nothing joins.
+fn keep(model: &ValidModel, key: &str, attempt: u32, observed: &Observed) -> Vec<String> {
+    let Some(job) = observed.get::<Job>(Kind::Job, &names::fetch_job(&model.name, key, attempt)) else {
+        return records::cached_at(observed).into_iter().collect();
+    };
+    let pods = job.spec.and_then(|spec| spec.template.spec).unwrap_or_default();
+    let arguments = pods.containers.into_iter().find(|container| container.name == names::FETCH);
+    let arguments = arguments.and_then(|container| container.args).unwrap_or_default();
+    let kept = arguments.windows(2).filter(|pair| pair[0] == "--keep").map(|pair| pair[1].clone());
+    kept.collect()
 }

@@ -22,6 +22,8 @@ pub const SOURCE_LABEL: &str = "embeddings.kagent.dev/source";
 pub const RETAINED_BY_ANNOTATION: &str = "embeddings.kagent.dev/retained-by";
 /// Which try a fetch Job is.
 pub const ATTEMPT_LABEL: &str = "embeddings.kagent.dev/attempt";
+/// How a fetch Job fetches: what may be mended while the source stays the same.
+pub const FETCH_WITH_LABEL: &str = "embeddings.kagent.dev/fetch-with";
 /// What a `ControllerRevision` records: `template` or `fetched`.
 pub const RECORD_LABEL: &str = "embeddings.kagent.dev/record";
 
@@ -32,6 +34,11 @@ pub const CONFIG_ANNOTATION: &str = "embeddings.kagent.dev/config";
 /// Set on an `EmbeddingModel`, to any new value: take what this version of the operator
 /// would run.
 pub const UPDATE_ANNOTATION: &str = "embeddings.kagent.dev/update";
+
+/// What `replicas` said while an autoscaler decided; on a Deployment.
+pub const BESIDE_ANNOTATION: &str = "embeddings.kagent.dev/replicas-beside-autoscaling";
+/// How many replicas ran when autoscaling was turned off; on a Deployment.
+pub const HELD_ANNOTATION: &str = "embeddings.kagent.dev/held-replicas";
 
 /// The component of pods that serve.
 pub const SERVER: &str = "server";

@@ -7,7 +7,7 @@ use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec}
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{metadata, names, of_kind};
+use super::{Replicas, metadata, names, of_kind};
 use crate::controller::object::{Kind, Object};
 use crate::controller::validate::ValidModel;
 
@@ -47,8 +47,12 @@ pub(super) fn network(model: &ValidModel) -> Option<Object> {
 
 /// From two replicas on. Not where all pods share a volume's node: a drain of that node
 /// has to move all of them, and a budget would hold it up for ever.
-pub(super) fn disruption_budget(model: &ValidModel) -> Option<Object> {
-    if model.least_replicas() < 2 || model.on_one_node() {
+pub(super) fn disruption_budget(model: &ValidModel, replicas: Replicas) -> Option<Object> {
+    let least = match (replicas, &model.autoscaling) {
+        (Replicas::Held(number) | Replicas::Wanted(number), _) => number,
+        (Replicas::Autoscaled, autoscaling) => autoscaling.as_ref().map_or(1, |it| it.min_replicas),
+    };
+    if least < 2 || model.on_one_node() {
         return None;
     }
     Some(of_kind(

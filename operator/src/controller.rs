@@ -400,11 +400,13 @@ pub async fn run(
         namespaces.iter().map(|name| Some(name.as_str())).collect()
     };
     let controllers = scopes.into_iter().map(|scope| {
-        let controller = controller(&context.client, scope)
+        let controller = controller(&context.client, scope);
+        let unready = stopped_before_ready(controller.store(), stop.clone());
+        let controller = controller
             .with_config(kube::runtime::controller::Config::default().concurrency(concurrency))
             .graceful_shutdown_on(stop.clone());
         let remembering = Arc::clone(&context);
-        controller.run(reconcile, after_error, Arc::clone(&context)).for_each(move |result| {
+        let runs = controller.run(reconcile, after_error, Arc::clone(&context)).for_each(move |result| {
             match result {
                 Ok((model, _)) => tracing::debug!(%model, "reconciled"),
                 // Told where it is handled.
@@ -418,9 +420,25 @@ pub async fn run(
                 Err(error) => tracing::warn!(error = with_causes(&error), "watching"),
             }
             std::future::ready(())
-        })
+        });
+        async move {
+            tokio::select! {
+                () = runs => {}
+                () = unready => {}
+            }
+        }
     });
     futures_util::future::join_all(controllers).await;
+}
+
+/// Done when `stop` is before the models were listed. Nothing is under way then, and the
+/// controller would wait for that list for ever, because it has stopped to watch.
+async fn stopped_before_ready(models: reflector::Store<EmbeddingModel>, stop: impl Future<Output = ()>) {
+    tokio::select! {
+        biased;
+        _ = models.wait_until_ready() => std::future::pending().await,
+        () = stop => {}
+    }
 }
 
 /// Between errors of one watch. Each has its own: with the controller's one for all, an error

@@ -272,6 +272,17 @@ async fn an_operator_that_is_killed_at_any_write_is_taken_over_from() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_operator_that_is_stopped_before_it_has_seen_the_models_ends() {
+    let plane = ControlPlane::get().await;
+    let world = World::new(plane, "early").await;
+    for wait in [0, 5, 20] {
+        let operator = world.operator(config());
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        tokio::time::timeout(Duration::from_secs(20), operator.stop()).await.expect("it ends");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_failure_of_the_api_server_is_got_over() {
     let plane = ControlPlane::get().await;
     let [one, two] = undisturbed(plane).await;

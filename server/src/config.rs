@@ -1,7 +1,7 @@
 //! Flags and environment → what the program needs. The only reader of either.
 //!
 //! What was typed is one set of structs ([`Cli`] and its parts), what the program
-//! needs another ([`Serve`], [`Fetch`]); between them everything is checked.
+//! needs another ([`Serve`], [`Fetch`], [`Healthcheck`]); between them everything is checked.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -75,6 +75,8 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Fetch a model from a Hugging Face hub into the cache, and print a summary as JSON.
     Fetch(Box<FetchArgs>),
+    /// Ask a running server whether it is healthy, and end with the exit code that says so.
+    Healthcheck(HealthcheckArgs),
 }
 
 impl Cli {
@@ -308,6 +310,9 @@ pub struct FetchArgs {
     /// is fetching stays. Repeatable; without it, nothing is removed.
     #[arg(long = "keep", value_name = "MODEL")]
     keep: Vec<String>,
+    /// The same, also where nothing is named: only what is fetched stays.
+    #[arg(long)]
+    keep_nothing_else: bool,
     /// Also write the summary to this file, or what went wrong as one line. Of a Kubernetes container:
     /// /dev/termination-log.
     #[arg(long, env = "EMBEDDING_SUMMARY_FILE", value_name = "FILE")]
@@ -317,6 +322,28 @@ pub struct FetchArgs {
     /// How logs are written.
     #[command(flatten, next_help_heading = "Logging")]
     pub logging: LogArgs,
+}
+
+/// Options of `healthcheck`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 the answer's status is 2xx; 1 it is another, or there is no answer, and standard \
+                  error says which; 2 the command line is wrong. No proxy is used."
+)]
+pub struct HealthcheckArgs {
+    /// What to ask, instead of /health at the host and port that `serve` listens on.
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// The address that `serve` listens on; of 0.0.0.0 and ::, which are all addresses, the loopback
+    /// address is asked.
+    #[arg(long, env = "EMBEDDING_HOST", default_value = "0.0.0.0")]
+    host: String,
+    /// The port that `serve` listens on.
+    #[arg(long, env = "PORT", default_value_t = 9000)]
+    port: u16,
+    /// Seconds until the answer must be there.
+    #[arg(long, value_name = "SECONDS", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=600))]
+    timeout: u64,
 }
 
 /// What `serve` needs.
@@ -351,6 +378,15 @@ pub struct Fetch {
     pub what: What,
     /// Where models come from, and to.
     pub sources: Sources,
+}
+
+/// What `healthcheck` needs.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Healthcheck {
+    /// What to ask; it begins with `http://` and has a host.
+    pub url: Url,
+    /// How long that may take.
+    pub timeout: Duration,
 }
 
 /// What to fetch.
@@ -573,7 +609,7 @@ impl FetchArgs {
     /// Checks everything that can be checked without a network.
     pub fn resolve(self) -> Result<Fetch, Error> {
         let mut sources = self.hub.resolve()?;
-        if !self.keep.is_empty() {
+        if self.keep_nothing_else || !self.keep.is_empty() {
             let place =
                 |text: &String| text.parse::<Place>().map_err(|error| bad("keep", text, error.to_string()));
             let keep = self.keep.iter().map(place).collect::<Result<Vec<_>, _>>()?;
@@ -595,6 +631,35 @@ impl FetchArgs {
             return Err(bad("from", "DIR", "needs --manifest FILE, so that the files can be verified"));
         }
         Ok(Fetch { what: What::Repository { source, manifest, from: self.from }, sources })
+    }
+}
+
+impl HealthcheckArgs {
+    /// Checks everything that can be checked without a network.
+    pub fn resolve(self) -> Result<Healthcheck, Error> {
+        let timeout = Duration::from_secs(self.timeout);
+        let url = match self.url {
+            Some(text) => {
+                let url =
+                    Url::parse(&text).map_err(|error| bad("url", &text, format!("not a URL: {error}")))?;
+                if url.scheme() != "http" {
+                    return Err(bad("url", &text, "has to begin with http://: `serve` speaks no other"));
+                }
+                url
+            }
+            None => {
+                let host = match self.host.as_str() {
+                    "0.0.0.0" => "127.0.0.1".to_owned(),
+                    "::" | "[::]" => "[::1]".to_owned(),
+                    // A bare IPv6 address, which a URL has in brackets.
+                    host if host.contains(':') && !host.starts_with('[') => format!("[{host}]"),
+                    host => host.to_owned(),
+                };
+                let text = format!("http://{host}:{}/health", self.port);
+                Url::parse(&text).map_err(|error| bad("host", &self.host, error.to_string()))?
+            }
+        };
+        Ok(Healthcheck { url, timeout })
     }
 }
 
@@ -621,7 +686,7 @@ mod tests {
     fn serve(arguments: &[&str]) -> Result<Serve, Error> {
         match parse(arguments).command {
             Command::Serve(args) => args.resolve(),
-            Command::Fetch(_) => panic!("serve expected"),
+            other => panic!("serve expected: {other:?}"),
         }
     }
 
@@ -727,7 +792,7 @@ mod tests {
             let all = std::iter::once("fetch").chain(arguments.iter().copied());
             match parse(&all.collect::<Vec<_>>()).command {
                 Command::Fetch(args) => args.resolve(),
-                Command::Serve(_) => panic!("fetch expected"),
+                other => panic!("fetch expected: {other:?}"),
             }
         };
         let (commit, sha256) = ("01".repeat(20), "ab".repeat(32));
@@ -735,6 +800,8 @@ mod tests {
         let What::Repository { source, .. } = &config.what else { panic!("{config:?}") };
         assert_eq!(source.repo.as_str(), "org/name");
         assert_ne!(config.sources.cache, Cache::new(config.sources.cache.root()));
+        let config = fetch(&["org/name", "--keep-nothing-else"]).unwrap();
+        assert_eq!(config.sources.cache, Cache::new(config.sources.cache.root()).keeping([]));
         let config = fetch(&["--url", "https://host.test/m.tgz?secret", "--sha256", &sha256]).unwrap();
         let What::Archive(archive) = &config.what else { panic!("{config:?}") };
         assert_eq!((archive.name().as_str(), archive.sha256()), ("https://host.test/m.tgz", sha256.as_str()));
@@ -768,6 +835,37 @@ mod tests {
         ] {
             let all = std::iter::once("embedding-server").chain(arguments.iter().copied());
             assert!(Cli::try_parse_from(all).is_err(), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn a_health_check_asks_where_serve_listens() {
+        let resolve = |arguments: &[&str]| {
+            let all = std::iter::once("healthcheck").chain(arguments.iter().copied());
+            match parse(&all.collect::<Vec<_>>()).command {
+                Command::Healthcheck(args) => args.resolve(),
+                other => panic!("healthcheck expected: {other:?}"),
+            }
+        };
+        for (arguments, url) in [
+            (vec![], "http://127.0.0.1:9000/health"),
+            (vec!["--port", "3000"], "http://127.0.0.1:3000/health"),
+            (vec!["--host", "::"], "http://[::1]:9000/health"),
+            (vec!["--host", "fd00::1"], "http://[fd00::1]:9000/health"),
+            (vec!["--host", "localhost", "--port", "80"], "http://localhost/health"),
+            (vec!["--url", "http://host.test/livez"], "http://host.test/livez"),
+        ] {
+            assert_eq!(resolve(&arguments).unwrap().url.as_str(), url, "{arguments:?}");
+        }
+        for (arguments, message) in [
+            (["--url", "host"], "--url host: not a URL: relative URL without a base"),
+            (
+                ["--url", "https://host.test/"],
+                "--url https://host.test/: has to begin with http://: `serve` speaks no other",
+            ),
+            (["--host", "a b"], "--host a b: invalid international domain name"),
+        ] {
+            assert_eq!(resolve(&arguments).unwrap_err().to_string(), message);
         }
     }
 

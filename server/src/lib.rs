@@ -11,7 +11,7 @@
 //! - [`config`] reads flags and environment, nothing else does.
 //! - [`serve`] is the life of the server, [`models`] what is served and where each
 //!   model is: loading, ready, failed.
-//! - [`fetch`] opens the only outbound connections.
+//! - [`fetch`] opens the only outbound connections; [`healthcheck`] asks a server beside it.
 //! - [`batcher`] is pure; wire types stay in [`http`], tensors in [`model`].
 //!
 //! The reasons are in `docs/architecture.md`.
@@ -22,6 +22,7 @@ pub mod config;
 pub mod embedder;
 pub mod fetch;
 pub mod fetch_command;
+pub mod healthcheck;
 pub mod http;
 pub mod metrics;
 pub mod model;

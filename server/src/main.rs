@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::Context;
 use embedding_server::config::{Cli, Command, FetchArgs};
-use embedding_server::{fetch_command, serve, telemetry};
+use embedding_server::{fetch_command, healthcheck, serve, telemetry};
 
 fn main() -> ! {
     let code = match run(Cli::parse_with_default(std::env::args_os())) {
@@ -38,6 +38,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             let summary_file = args.summary_file.clone();
             fetch_command::tell(summary_file.as_deref(), fetch(*args))
         }
+        Command::Healthcheck(args) => Ok(healthcheck::run(&args.resolve()?)?),
     }
 }
 

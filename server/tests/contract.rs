@@ -107,6 +107,7 @@ fn meaning(arguments: Vec<String>) -> Meaning {
                 },
             }
         }
+        Command::Healthcheck(_) => panic!("no object of the operator asks for health by a command"),
     }
 }
 

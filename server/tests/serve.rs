@@ -193,6 +193,40 @@ fn being_told_to_stop_during_a_download_ends_well() {
 }
 
 #[test]
+fn a_health_check_ends_with_the_code_that_says_how_the_server_is() {
+    let server = Server::healthy(&["--model", &model("mini")]);
+    let port = server.address.port().to_string();
+    let check = |arguments: &[&str]| {
+        // A proxy is not asked, however it is named.
+        let output = command(&[&["healthcheck"], arguments].concat())
+            .envs([
+                ("PORT", port.as_str()),
+                ("HTTP_PROXY", "http://127.0.0.1:1"),
+                ("http_proxy", "http://127.0.0.1:1"),
+            ])
+            .output()
+            .unwrap();
+        assert!(output.stdout.is_empty());
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    assert_eq!(check(&[]), (Some(0), String::new()));
+    let nowhere = format!("http://127.0.0.1:{port}/nowhere");
+    let (code, stderr) = check(&["--url", &nowhere]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.starts_with(&format!("error: {nowhere} answers with 404: {{\"error\"")), "{stderr}");
+    drop(server);
+    let (code, stderr) = check(&[]);
+    assert_eq!(code, Some(1));
+    assert_eq!(
+        stderr,
+        format!(
+            "error: no answer from http://127.0.0.1:{port}/health, where a server should listen: Connection \
+             refused (os error 111)\n"
+        )
+    );
+}
+
+#[test]
 fn a_connection_that_says_nothing_gives_up_its_place() {
     let server =
         Server::healthy(&["--model", &model("mini"), "--header-timeout", "1", "--max-connections", "3"]);

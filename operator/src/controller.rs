@@ -21,11 +21,11 @@ pub mod report;
 pub mod same;
 pub mod validate;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
@@ -37,6 +37,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource as _, ResourceExt as _};
 use rand::Rng as _;
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 use self::build::names;
 use self::fetched::State;
@@ -394,11 +395,14 @@ pub async fn run(
     concurrency: u16,
     stop: impl Future<Output = ()> + Send + Sync + Clone + 'static,
 ) {
-    let scopes: Vec<Option<&str>> = if namespaces.is_empty() {
-        vec![None]
+    // Each namespace once, or each model would be reconciled by two at a time.
+    let scopes: BTreeSet<Option<&str>> = if namespaces.is_empty() {
+        [None].into()
     } else {
         namespaces.iter().map(|name| Some(name.as_str())).collect()
     };
+    // Of all namespaces together.
+    let permits = Arc::new(Semaphore::new(concurrency.into()));
     let controllers = scopes.into_iter().map(|scope| {
         let controller = controller(&context.client, scope);
         let unready = stopped_before_ready(controller.store(), stop.clone());
@@ -406,7 +410,16 @@ pub async fn run(
             .with_config(kube::runtime::controller::Config::default().concurrency(concurrency))
             .graceful_shutdown_on(stop.clone());
         let remembering = Arc::clone(&context);
-        let runs = controller.run(reconcile, after_error, Arc::clone(&context)).for_each(move |result| {
+        let permits = Arc::clone(&permits);
+        let permitted = move |model, context| {
+            let permits = Arc::clone(&permits);
+            async move {
+                let _permit = permits.acquire().await;
+                reconcile(model, context).await
+            }
+            .boxed()
+        };
+        let runs = controller.run(permitted, after_error, Arc::clone(&context)).for_each(move |result| {
             match result {
                 Ok((model, _)) => tracing::debug!(%model, "reconciled"),
                 // Told where it is handled.

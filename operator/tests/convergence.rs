@@ -575,6 +575,95 @@ async fn the_running_number_never_moves_when_autoscaling_is_turned_on_or_off() {
     operator.stop().await;
 }
 
+/// Whether the operator owns fields of an object other than by applying.
+fn is_shared(object: &DynamicObject) -> bool {
+    object.managed_fields().iter().any(|entry| {
+        entry.manager.as_deref() == Some(names::FIELD_MANAGER) && entry.operation.as_deref() == Some("Update")
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_made_invalid_beside_ours_goes_and_leaves_no_trace() {
+    let plane = ControlPlane::get().await;
+    let world = World::new(plane, "invalid").await;
+    let operator = world.operator(config());
+    create(&world.models, "m", json!({"source": hub(), "replicas": 0})).await;
+    wait_until(&world.models, "m", "Ready", "False", "ScaledToZero").await;
+    let deployments = world.of(Kind::Deployment);
+    wait_for("the edit", PATIENCE, async || {
+        let mut theirs = deployments.get("m").await.expect("it is there");
+        let volume = &mut theirs.data["spec"]["template"]["spec"]["volumes"][0];
+        assert_eq!(volume["name"], "tmp");
+        *volume = json!({"name": "tmp", "configMap": {"name": "x"}});
+        deployments.replace("m", &PostParams::default(), &theirs).await
+    })
+    .await;
+    wait_for_object(&deployments, "m", "as it was, and by applying alone", PATIENCE, |deployment| {
+        let volume = &deployment.data["spec"]["template"]["spec"]["volumes"][0];
+        volume["emptyDir"].is_object() && volume["configMap"].is_null() && !is_shared(deployment)
+    })
+    .await;
+    operator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_label_as_a_models_is_not_believed() {
+    let plane = ControlPlane::get().await;
+    let world = World::new(plane, "forged").await;
+    let operator = world.operator(config());
+    create(&world.models, "m", json!({"source": hub()})).await;
+    wait_until_ready(&world.models, "m").await;
+    let before = (template(&world, "m").await, pods(&world).await);
+    let records = world.of(Kind::ControllerRevision);
+    for (_, mut record) in
+        world.children("m").await.into_iter().filter(|(kind, _)| *kind == Kind::ControllerRevision)
+    {
+        record.metadata = kube::api::ObjectMeta {
+            name: Some(format!("forged-{}", record.name_any())),
+            labels: record.metadata.labels,
+            ..kube::api::ObjectMeta::default()
+        };
+        record.data["revision"] = json!(1000);
+        if record.data["data"]["pods"].is_object() {
+            record.data["data"]["pods"]["spec"]["containers"][0]["image"] = json!("registry.test/theirs:1");
+        }
+        records.create(&PostParams::default(), &record).await.expect("it can be made");
+    }
+    change(&world.models, "m", json!({"spec": {"replicas": 2}})).await;
+    wait_for_object(&world.models, "m", "2 ready", PATIENCE, |model| {
+        is_ready(model) && model.status.as_ref().is_some_and(|status| status.ready_replicas == 2)
+    })
+    .await;
+    assert_eq!(template(&world, "m").await, before.0);
+    assert!(pods(&world).await.is_superset(&before.1));
+    // It is nobody's of ours to remove.
+    let left = records.list(&ListParams::default()).await.expect("records").items;
+    assert_eq!(left.iter().filter(|record| record.name_any().starts_with("forged-")).count(), 2);
+    operator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_autoscaled_model_that_somebody_scales_to_zero_comes_back() {
+    let plane = ControlPlane::get().await;
+    let world = World::new(plane, "halted").await;
+    let operator = world.operator(config());
+    let spec = json!({
+        "source": hub(),
+        "resources": {"requests": {"cpu": "1"}},
+        "autoscaling": {"minReplicas": 2, "maxReplicas": 4},
+    });
+    create(&world.models, "m", spec).await;
+    let at_two = |model: &EmbeddingModel| {
+        is_ready(model) && model.status.as_ref().is_some_and(|status| status.ready_replicas == 2)
+    };
+    wait_for_object(&world.models, "m", "2 ready", PATIENCE, at_two).await;
+    let gone = plane.kubectl(&["scale", "deployment/m", "--replicas=0", "-n", &world.namespace]).await;
+    assert!(gone.status.success(), "{}", String::from_utf8_lossy(&gone.stderr));
+    wait_for_object(&world.models, "m", "not ready", PATIENCE, |model| !is_ready(model)).await;
+    wait_for_object(&world.models, "m", "2 ready again", PATIENCE, at_two).await;
+    operator.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn autoscaling_of_a_model_without_replicas_brings_it_up() {
     let plane = ControlPlane::get().await;
@@ -603,6 +692,11 @@ const EXCEPTIONS: &[Exception] = &[
         "the running number is the autoscaler's, and turning it on does not move it",
     ),
     ("status readyReplicas", |spec| spec["autoscaling"].is_object(), "the same"),
+    (
+        "status model",
+        |spec| spec["cache"]["ephemeral"] == true,
+        "what was learned about the same commit stays known, while a fresh one waits for its first pod",
+    ),
 ];
 
 fn pick<'a>(random: &mut StdRng, of: &[&'a str]) -> &'a str {

@@ -8,7 +8,6 @@
 //! - An object that is not ours is never written to nor deleted.
 //! - Objects are applied in the order of [`Kind`], so each finds what it needs.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::{Client, ResourceExt as _};
 use serde::Serialize;
@@ -87,17 +86,25 @@ pub async fn apply(
     desired: &Desired,
 ) -> Result<usize, Error> {
     let mut writes = 0;
-    // An autoscaler that is not wanted any more would undo the number that is applied next.
+    // An autoscaler that is not wanted any more would undo the number that is applied next; and
+    // only when it is gone the number that it left is known.
     writes += prune(client, model, observed, desired, |kind| kind == Kind::HorizontalPodAutoscaler).await?;
+    if writes > 0 {
+        return Ok(writes);
+    }
     let mut refused = None;
     for object in &desired.objects {
         match apply_one(client, model, observed, object).await {
             Ok(written) => writes += written,
-            // A volume that cannot grow holds up nothing else, since it can be used as it is.
+            // A volume that cannot grow holds up nothing else, since it can be used as it is; nor
+            // does a download that cannot begin: what serves can be changed meanwhile.
             Err(error @ Error::Write { kind: Kind::PersistentVolumeClaim, .. })
                 if observed.cache(&model.name).is_some() =>
             {
-                refused = Some(error);
+                refused.get_or_insert(error);
+            }
+            Err(error @ Error::Write { kind: Kind::Job, .. }) => {
+                refused.get_or_insert(error);
             }
             Err(error) => return Err(error),
         }
@@ -204,20 +211,30 @@ async fn apply_one(
         // What takes its place from now on is not written to.
         wanted.metadata.uid.clone_from(&found.metadata.uid);
         // What is going comes back when it is gone.
-        if found.metadata.deletion_timestamp.is_some() || is_same(found, &wanted) {
+        if found.metadata.deletion_timestamp.is_some() {
             return Ok(0);
         }
-        // A Job is what it was made as; but we have to find it. One that is not over gives way
-        // to what it should be: its pod may wait for a Secret that the spec names no longer. In
-        // the foreground, so that no two pods fetch into the volume.
+        let shares = kind != Kind::Job && owned_by_update(found).is_some();
+        let halted = kind == Kind::Deployment && is_halted(found, &wanted);
+        if !shares && !halted && is_same(found, &wanted) {
+            return Ok(0);
+        }
+        // A Job is what it was made as; but we have to find it. One that waits for what the
+        // spec names no longer, a Secret perhaps, gives way to another: in the foreground, so
+        // that no two pods fetch into the volume. What else has changed since is no reason to
+        // begin a download anew.
         if kind == Kind::Job && applied(found) != Some(&hash) {
-            if !is_over(found) {
+            let with = |job: &DynamicObject| job.labels().get(names::FETCH_WITH_LABEL).cloned();
+            if !is_over(found) && with(found) != with(&wanted) {
                 delete(client, model, kind, found, PropagationPolicy::Foreground).await?;
                 return Ok(1);
             }
             return relabel(&api, found, &wanted).await.map_err(failed("labelling"));
         }
-        if kind == Kind::Deployment && gives_up_replicas(found, &wanted) {
+        if shares {
+            disown_update(&api, found).await.map_err(failed("disowning fields of"))?;
+        }
+        if halted || (kind == Kind::Deployment && gives_up_replicas(found, &wanted)) {
             hand_over_replicas(&api, found).await.map_err(failed("handing over the replicas of"))?;
         }
     }
@@ -227,6 +244,8 @@ async fn apply_one(
         // changes it on its way in. That is no write, and would never end.
         (Ok(applied), Some(found)) if applied.resource_version() == found.resource_version() => return Ok(0),
         (Ok(_), _) => {}
+        // Somebody changed it on its way in, which cannot be taken back.
+        (Err(error), Some(_)) if is_invalid(&error) && kind == Kind::Job => return Ok(0),
         (Err(error), Some(found)) if is_invalid(&error) && overwrite(&api, &found, &wanted).await => {
             api.patch(&name, &force, &Patch::Apply(&wanted)).await.map_err(failed("applying"))?;
         }
@@ -249,22 +268,35 @@ async fn overwrite(api: &Api<DynamicObject>, found: &DynamicObject, wanted: &Dyn
     }
     let parameters =
         PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
-    let at =
-        |object: &DynamicObject| json!({"uid": object.uid(), "resourceVersion": object.resource_version()});
-    let patch = json!({"metadata": at(found), "spec": spec});
-    let Ok(written) = api.patch(&found.name_any(), &parameters, &Patch::Merge(&patch)).await else {
-        return false;
-    };
-    // A merge makes us an owner a second time, of fields that a later apply then could not
-    // take away.
-    let mut metadata = at(&written);
-    let merged = |entry: &&ManagedFieldsEntry| {
-        entry.manager.as_deref() == Some(names::FIELD_MANAGER) && entry.operation.as_deref() == Some("Update")
-    };
-    let kept: Vec<_> = written.managed_fields().iter().filter(|entry| !merged(entry)).collect();
-    metadata["managedFields"] = json!(kept);
-    let patch = json!({"metadata": metadata});
+    let patch = json!({
+        "metadata": {"uid": found.uid(), "resourceVersion": found.resource_version()},
+        "spec": spec,
+    });
     api.patch(&found.name_any(), &parameters, &Patch::Merge(&patch)).await.is_ok()
+}
+
+/// Which of the managers' entries is ours of an [`overwrite`]. It makes us an owner a second
+/// time, of fields that a later apply could not take away.
+fn owned_by_update(found: &DynamicObject) -> Option<usize> {
+    found.managed_fields().iter().position(|entry| {
+        entry.manager.as_deref() == Some(names::FIELD_MANAGER) && entry.operation.as_deref() == Some("Update")
+    })
+}
+
+/// Takes that entry away, at the look after: whatever happens in between, it is found again.
+async fn disown_update(api: &Api<DynamicObject>, found: &DynamicObject) -> Result<(), kube::Error> {
+    let mut kept = found.managed_fields().to_vec();
+    if let Some(ours) = owned_by_update(found) {
+        kept.remove(ours);
+    }
+    let patch = json!({"metadata": {
+        "uid": found.uid(),
+        "resourceVersion": found.resource_version(),
+        "managedFields": kept,
+    }});
+    let parameters =
+        PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
+    api.patch(&found.name_any(), &parameters, &Patch::Merge(&patch)).await.map(drop)
 }
 
 /// Whether applying `wanted` would change nothing: it is what was applied last, and all of
@@ -316,6 +348,12 @@ fn gives_up_replicas(found: &DynamicObject, wanted: &DynamicObject) -> bool {
     wanted.data["spec"]["replicas"].is_null()
         && owned(names::FIELD_MANAGER)
         && !owned(names::HANDOVER_MANAGER)
+}
+
+/// Whether an autoscaler is to decide and cannot: it leaves a Deployment alone that has no
+/// replicas.
+fn is_halted(found: &DynamicObject, wanted: &DynamicObject) -> bool {
+    wanted.data["spec"]["replicas"].is_null() && found.data["spec"]["replicas"] == 0
 }
 
 /// Another manager says the same number, so that it stays when we let go of it. The

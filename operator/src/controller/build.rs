@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::fetched::{self, Here, State};
@@ -70,7 +71,7 @@ pub fn build(model: &ValidModel, observed: &Observed, config: &Config, now: Time
         (None, recorded) => (recorded, false, false),
     };
     let deployed = observed.deployment(&model.name);
-    let rollout = deployment::rollout(model, template.as_ref(), deployed.as_ref(), &observed.pods, now);
+    let rollout = deployment::rollout(model, template.as_ref(), deployed.as_ref(), observed, now);
     let replicas = deployment::replicas(model, deployed.as_ref());
     let mut objects = Vec::new();
     if model.pods.service_account_name.is_none() {
@@ -161,6 +162,12 @@ pub(super) fn is_complete(deployment: &Deployment) -> bool {
     status.updated_replicas.unwrap_or(0) == wanted
         && status.replicas.unwrap_or(0) == wanted
         && status.available_replicas.unwrap_or(0) == wanted
+}
+
+/// Whether a pod has ended, and holds nothing any more.
+fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 fn of_kind(kind: Kind, value: &impl serde::Serialize) -> Object {

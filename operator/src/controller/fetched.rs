@@ -103,6 +103,7 @@ pub fn state(model: &ValidModel, observed: &Observed, config: &Config, now: Time
         .into_iter()
         .filter(|job| job.labels().get(names::FETCH_LABEL) == Some(&key))
         .filter_map(|job| Some((job.labels().get(names::ATTEMPT_LABEL)?.parse().ok()?, job)))
+        .filter(|(attempt, _)| *attempt > 0)
         .collect();
     let Some((attempt, job)) = attempts.into_iter().next_back() else {
         return State::Fetching { key, attempt: 1 };

@@ -38,7 +38,7 @@ impl Error {
 /// What is there.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
-    /// Objects with our label, by kind and name.
+    /// The model's own objects, by kind and name.
     pub children: BTreeMap<(Kind, String), DynamicObject>,
     /// The model's pods: those that serve and those that fetch.
     pub pods: Vec<Pod>,
@@ -160,9 +160,17 @@ pub async fn observe(client: &Client, model: &EmbeddingModel) -> Result<Observed
     });
     for (kind, objects) in futures_util::future::try_join_all(lists).await? {
         observed.service_monitors_exist |= kind == Kind::ServiceMonitor && objects.is_some();
-        for object in objects.into_iter().flatten() {
-            observed.children.insert((kind, object.name_any()), object);
-        }
+        let ours = objects.into_iter().flatten().filter(|object| is_ours(kind, object, model));
+        observed.children.extend(ours.map(|object| ((kind, object.name_any()), object)));
+    }
+    // What others took our label from is decided upon all the same.
+    let deployment = (Kind::Deployment, name.clone());
+    if !observed.children.contains_key(&deployment) {
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(client.clone(), &namespace, &Kind::Deployment.resource());
+        let found = api.get_opt(&name).await.map_err(failed("the model's Deployment"))?;
+        let found = found.filter(|object| is_ours(Kind::Deployment, object, model));
+        observed.children.extend(found.map(|object| (deployment, object)));
     }
     let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
     observed.pods = pods.list(&ours).await.map_err(failed("the model's pods"))?.items;
@@ -173,6 +181,14 @@ pub async fn observe(client: &Client, model: &EmbeddingModel) -> Result<Observed
     }
     observed.events = warnings(client, &namespace, &observed).await?;
     Ok(observed)
+}
+
+/// Whether an object is the model's own, and not one that somebody gave our label: only by its
+/// owner, or where it is a claim that outlived its model.
+fn is_ours(kind: Kind, object: &DynamicObject, model: &EmbeddingModel) -> bool {
+    let owners = object.owner_references();
+    owners.iter().any(|owner| Some(&owner.uid) == model.metadata.uid.as_ref())
+        || (kind == Kind::PersistentVolumeClaim && owners.is_empty())
 }
 
 /// The model's objects of a kind; none where the cluster does not know the kind.

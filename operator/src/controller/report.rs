@@ -20,7 +20,7 @@ use super::observe::Observed;
 use super::same;
 use super::validate::{Files, Refusal, ValidModel};
 use crate::crd::EmbeddingModel;
-use crate::crd::status::{CacheStatus, ConditionType, EmbeddingModelStatus, Reason};
+use crate::crd::status::{CacheStatus, ConditionType, EmbeddingModelStatus, ModelStatus, Reason};
 
 /// How a reconcile went.
 #[derive(Debug)]
@@ -99,7 +99,7 @@ pub fn status(
     };
     if let Some((valid, desired)) = wanted {
         status.endpoint = Some(endpoint(valid));
-        status.model = Some(desired.model.clone());
+        status.model = Some(model_of(desired, old.model.as_ref()));
         status.cache = cache(valid, desired, observed);
         status.rollout = Some(desired.rollout.clone());
     }
@@ -144,6 +144,22 @@ pub fn status(
         status.conditions.push(condition(ConditionType::Reconciling, judged.progressing));
     }
     status
+}
+
+/// What is known about the model. What pods learned that fetch for themselves outlives them.
+fn model_of(desired: &Desired, old: Option<&ModelStatus>) -> ModelStatus {
+    let now = desired.model.clone();
+    let same =
+        |old: &&ModelStatus| old.source == now.source && old.resolved_revision == now.resolved_revision;
+    let old = old.filter(same).cloned().unwrap_or_default();
+    ModelStatus {
+        architecture: now.architecture.or(old.architecture),
+        dimensions: now.dimensions.or(old.dimensions),
+        max_tokens: now.max_tokens.or(old.max_tokens),
+        bytes: now.bytes.or(old.bytes),
+        source: now.source,
+        resolved_revision: now.resolved_revision,
+    }
 }
 
 struct Judged {
@@ -304,7 +320,17 @@ fn goal(model: &ValidModel, desired: &Desired, writes: usize, seen: &Seen<'_>) -
     match &desired.files {
         State::Here(_) => {}
         State::NoVolume => {
-            return Some((Reason::WaitingForVolume, "the volume for the model's files is being made".into()));
+            let claim = seen.observed.and_then(|observed| observed.cache(&model.name));
+            let message = claim.map_or_else(
+                || "the volume for the model's files is being made".to_owned(),
+                |claim| {
+                    format!(
+                        "PersistentVolumeClaim {} is being deleted, and a new one is made when no pod uses it any more",
+                        claim.name_any()
+                    )
+                },
+            );
+            return Some((Reason::WaitingForVolume, message));
         }
         State::Fetching { .. } if seen.unbound.is_some() => {
             return Some((Reason::WaitingForVolume, waits_for(seen.unbound)));
@@ -361,8 +387,13 @@ fn serves_as_wanted(deployment: &Deployment, desired: &Desired, observed: Option
         let found = observed.and_then(|observed| observed.children.get(&(object.kind, object.name())));
         found.is_some_and(|found| same::covers(&object.value.data, &found.data))
     };
-    let mut wanted = desired.objects.iter().filter(|object| access.contains(&object.kind));
-    enough && build::has_pods_of(deployment, desired.template.as_ref()) && wanted.all(is_there)
+    let wanted: Vec<_> = desired.objects.iter().filter(|object| access.contains(&object.kind)).collect();
+    let found = observed.map(|observed| observed.children.keys().filter(|(kind, _)| access.contains(kind)));
+    let no_more = found.is_some_and(|found| found.count() <= wanted.len());
+    enough
+        && no_more
+        && build::has_pods_of(deployment, desired.template.as_ref())
+        && wanted.into_iter().all(is_there)
 }
 
 fn waits_for(claim: Option<&str>) -> String {

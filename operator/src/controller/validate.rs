@@ -157,13 +157,7 @@ impl Download {
 impl ValidModel {
     /// How many pods can have the model's files at the same time.
     pub fn reach(&self) -> Reach {
-        match &self.files {
-            Files::Cached { cache, .. } if !cache.access_modes.contains(&AccessMode::ReadWriteMany) => {
-                Reach::OneNode
-            }
-            Files::Claim { reach, .. } => *reach,
-            Files::Cached { .. } | Files::Ephemeral(_) | Files::Image(_) => Reach::ManyNodes,
-        }
+        reach_of_files(&self.files)
     }
 
     /// Whether all pods have to be on the node of one volume.
@@ -217,6 +211,13 @@ pub fn validate(model: &EmbeddingModel, observed: &Observed, config: &Config) ->
     }
     volumes_are_good(&spec.pod_template)?;
     let files = files(model, observed.source_claim.as_ref(), config)?;
+    if reach_of_files(&files) != Reach::ManyNodes && has_required_pod_affinity(&spec.pod_template) {
+        return Err(Refusal::spec(
+            "podTemplate.affinity.podAffinity: required terms cannot be met beside a volume that the pods of one node \
+             share, because that is a required term, too, and one pod has to meet them all: make them preferred, or use \
+             cache.accessModes [ReadWriteMany] or cache.ephemeral",
+        ));
+    }
     if let Files::Cached { cache, .. } = &files {
         stays_the_same_volume(cache, observed.cache(&name).as_ref(), &uid)?;
     }
@@ -253,6 +254,22 @@ pub fn validate(model: &EmbeddingModel, observed: &Observed, config: &Config) ->
         startup_timeout_seconds: spec.startup_timeout_seconds,
         paused: spec.paused,
     })
+}
+
+fn reach_of_files(files: &Files) -> Reach {
+    match files {
+        Files::Cached { cache, .. } if !cache.access_modes.contains(&AccessMode::ReadWriteMany) => {
+            Reach::OneNode
+        }
+        Files::Claim { reach, .. } => *reach,
+        Files::Cached { .. } | Files::Ephemeral(_) | Files::Image(_) => Reach::ManyNodes,
+    }
+}
+
+fn has_required_pod_affinity(pods: &PodTemplate) -> bool {
+    let affinity = pods.affinity.as_ref().and_then(|affinity| affinity.pod_affinity.as_ref());
+    let terms = affinity.and_then(|it| it.required_during_scheduling_ignored_during_execution.as_ref());
+    terms.is_some_and(|terms| !terms.is_empty())
 }
 
 fn name_is_good(name: &str) -> Result<(), Refusal> {
@@ -652,6 +669,21 @@ mod tests {
         assert!(message.contains("from ReadWriteOnce to ReadWriteMany, ReadWriteOnce"), "{message}");
         // Of somebody else's claim it is told that it is in the way.
         assert_eq!(told(json!({"storageClassName": "slow"}), &claim(fast(), false)), None);
+    }
+
+    #[test]
+    fn required_pod_affinities_are_refused_where_the_volume_is_one() {
+        let term = json!({"topologyKey": "zone", "labelSelector": {"matchLabels": {"a": "b"}}});
+        let told = |affinity: &str, cache: Value| {
+            let pods =
+                json!({"affinity": {affinity: {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}});
+            let spec = hub(&json!({"podTemplate": pods, "cache": cache}));
+            validate(&model(&spec), &Observed::default(), &Config::for_tests()).err().map(|it| it.message)
+        };
+        let message = told("podAffinity", json!({})).unwrap();
+        assert!(message.starts_with("podTemplate.affinity.podAffinity: required terms"), "{message}");
+        assert_eq!(told("podAffinity", json!({"accessModes": ["ReadWriteMany"]})), None);
+        assert_eq!(told("podAntiAffinity", json!({})), None);
     }
 
     #[test]

@@ -9,9 +9,11 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt as _;
+use serde_json::json;
 
-use super::{Template, metadata, names, of_kind, rolled_out};
+use super::{Template, is_over, metadata, names, of_kind, records, rolled_out};
 use crate::controller::object::{Kind, Object};
+use crate::controller::observe::Observed;
 use crate::controller::same;
 use crate::controller::validate::{Reach, ValidModel};
 use crate::crd::status::{RolloutStatus, Strategy};
@@ -29,12 +31,12 @@ pub(super) fn rollout(
     model: &ValidModel,
     template: Option<&Template>,
     deployed: Option<&Deployment>,
-    pods: &[Pod],
+    observed: &Observed,
     now: Timestamp,
 ) -> RolloutStatus {
     let room = match (template, deployed) {
         (Some(template), Some(deployed)) if model.reach() == Reach::OneNode => {
-            room(template, deployed, pods, now)
+            room(template, deployed, &observed.pods, now)
         }
         _ => Room::Enough,
     };
@@ -45,7 +47,7 @@ pub(super) fn rollout(
             "the node that has the volume (ReadWriteOnce) has no room for a new pod, and another has: the volume can \
              only follow when all have left",
         ),
-        Reach::OneNode if moves(template, deployed) => (
+        Reach::OneNode if moves(template, deployed, observed) => (
             Strategy::Recreate,
             "the pods may have to go to another node, and the volume (ReadWriteOnce) can only follow when all have left",
         ),
@@ -77,15 +79,16 @@ enum Room {
 
 /// Where there is room, from what the scheduler says of new pods.
 ///
-/// The scheduler tells of each node the first of its filters that refuses it, and that of pod
-/// affinity is the last that concerns us: a node that "didn't match pod affinity rules" could
-/// run the pod and reach its volume, were it not for the old pods elsewhere. So all may
-/// leave without fear. In place of an old pod a new one has room when it asks for no more.
-/// Where neither is sure, the old pods go on serving.
+/// A pod that goes makes room for one that asks for no more than it, where the scheduler
+/// misses nothing but room on its node. And a node that "didn't match pod affinity rules"
+/// has room for the pod and reaches its volume, were it not for the old pods elsewhere: the
+/// scheduler tells of each node the first of its filters that refuses it, and before that of
+/// affinity come those of resources, taints and volumes. That is said of one pod, so
+/// only a model of one replica moves for it. Where neither is sure, the old pods go on serving.
 fn room(template: &Template, deployed: &Deployment, pods: &[Pod], now: Timestamp) -> Room {
     let (new, old): (Vec<&Pod>, Vec<&Pod>) = pods
         .iter()
-        .filter(|pod| pod.metadata.deletion_timestamp.is_none())
+        .filter(|pod| pod.metadata.deletion_timestamp.is_none() && !is_over(pod))
         .filter(|pod| pod.labels().get(names::COMPONENT_LABEL).is_some_and(|it| it == names::SERVER))
         .partition(|pod| pod.annotations().get(names::CONFIG_ANNOTATION) == Some(&template.key));
     if old.is_empty() {
@@ -97,17 +100,51 @@ fn room(template: &Template, deployed: &Deployment, pods: &[Pod], now: Timestamp
     if surge == Some(IntOrString::Int(0)) && !rolled_out(deployed) {
         return Room::InPlace;
     }
+    let alone = deployed.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1) <= 1;
     let waiting = new.iter().filter_map(|pod| Some((*pod, refusal(pod, now)?)));
     for (pod, says) in waiting {
-        if says.contains("didn't match pod affinity rules") {
-            return Room::Elsewhere;
-        }
-        let is_full = says.contains("Insufficient") && !says.contains("were unschedulable");
-        if is_full && old.iter().any(|old| asks_no_more(pod, old)) {
+        if lacks_only_room(says, alone) && old.iter().all(|old| asks_no_more(pod, old)) {
             return Room::InPlace;
+        }
+        if alone && says.contains(OTHER_AFFINITY) && !has_affinities_of_its_own(template) {
+            return Room::Elsewhere;
         }
     }
     Room::Enough
+}
+
+/// What the scheduler says of a node that the other pods of the model keep a pod from.
+const OTHER_AFFINITY: &str = "didn't match pod affinity rules";
+
+/// Whether a pod could run on the volume's node but for what its predecessors use there. The
+/// node is not named among those of the refusal: where the last replica is at stake, each
+/// has to be full or be out of question for another reason than its state.
+fn lacks_only_room(says: &str, alone: bool) -> bool {
+    let is_full = |why: &str| why.contains("Insufficient ") || why.contains("Too many pods");
+    let is_out = |why: &str| {
+        why.contains(OTHER_AFFINITY)
+            || why.contains("volume node affinity conflict")
+            || why.contains("node-role.kubernetes.io/control-plane")
+            || (!alone && !why.contains("were unschedulable"))
+    };
+    let nodes = says.split_once(": ").map_or(says, |(_, nodes)| nodes);
+    nodes.split(", ").any(is_full) && nodes.split(", ").all(|why| is_full(why) || is_out(why))
+}
+
+/// Whether there are other terms than ours that only come into question when that is met.
+fn has_affinities_of_its_own(template: &Template) -> bool {
+    let affinity = template.pods.spec.as_ref().and_then(|spec| spec.affinity.as_ref());
+    let together = affinity
+        .and_then(|affinity| {
+            affinity.pod_affinity.as_ref()?.required_during_scheduling_ignored_during_execution.as_ref()
+        })
+        .map_or(0, Vec::len);
+    let apart = affinity
+        .and_then(|affinity| {
+            affinity.pod_anti_affinity.as_ref()?.required_during_scheduling_ignored_during_execution.as_ref()
+        })
+        .map_or(0, Vec::len);
+    together > 1 || apart > 0
 }
 
 /// What the scheduler says of each node, to a pod that has waited for long.
@@ -125,7 +162,10 @@ fn refusal(pod: &Pod, now: Timestamp) -> Option<&str> {
 /// Whether a pod asks for at most what the other one has.
 fn asks_no_more(pod: &Pod, other: &Pod) -> bool {
     let (wanted, has) = (requests(pod), requests(other));
-    wanted.iter().all(|(resource, wanted)| has.get(resource).is_some_and(|has| !same::is_more(wanted, has)))
+    let at_most = |wanted: &Quantity, has: &Quantity| {
+        same::is_more(has, wanted) || same::covers(&json!(wanted), &json!(has))
+    };
+    wanted.iter().all(|(resource, wanted)| has.get(resource).is_some_and(|has| at_most(wanted, has)))
 }
 
 /// What the scheduler sets aside for the server: a limit alone is a request, too.
@@ -140,7 +180,7 @@ fn requests(pod: &Pod) -> BTreeMap<String, Quantity> {
 
 /// Whether the pods' next template could put them on another node than the last. True
 /// until all have moved: a strategy that changes on the way would strand the rest.
-fn moves(template: Option<&Template>, deployed: Option<&Deployment>) -> bool {
+fn moves(template: Option<&Template>, deployed: Option<&Deployment>, observed: &Observed) -> bool {
     let (Some(template), Some(deployed)) = (template, deployed) else { return false };
     let Some(spec) = &deployed.spec else { return false };
     let recreating =
@@ -148,7 +188,9 @@ fn moves(template: Option<&Template>, deployed: Option<&Deployment>) -> bool {
     if recreating && !rolled_out(deployed) {
         return true;
     }
-    placement(&spec.template) != placement(&template.pods)
+    // As it was decided: what a policy of the cluster added to the Deployment it adds again.
+    let was = records::of_deployed(observed, deployed).map_or_else(|| spec.template.clone(), |was| was.pods);
+    placement(&was) != placement(&template.pods)
 }
 
 /// What decides on which node a pod can run.
@@ -186,7 +228,7 @@ pub(super) fn replicas(model: &ValidModel, deployed: Option<&Deployment>) -> Rep
     }
     let runs = || deployed?.spec.as_ref()?.replicas;
     match noted(names::HELD_ANNOTATION).or_else(runs) {
-        Some(held) if held > 0 => Replicas::Held(held),
+        Some(held) if held > 0 && (held == 1 || model.reach() != Reach::OnePod) => Replicas::Held(held),
         _ => Replicas::Wanted(model.replicas),
     }
 }
@@ -249,9 +291,8 @@ pub(super) fn deployment(
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::Value;
 
-    use super::super::super::observe::Observed;
     use super::super::super::validate::validate;
     use super::*;
     use crate::config::Config;
@@ -319,46 +360,82 @@ mod tests {
         .unwrap()
     }
 
+    fn seen(pods: &[Pod]) -> Observed {
+        Observed { pods: pods.to_vec(), ..Observed::default() }
+    }
+
     #[test]
     fn a_rollout_without_room_beside_the_volume_takes_the_way_that_is_sure() {
         let surging = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}});
         let (one, two) = (json!({"requests": {"cpu": "1"}}), json!({"limits": {"cpu": "2"}}));
+        let odd = json!({"requests": {"cpu": "1", "example.com/odd": "?"}});
         let full = "0/2 nodes are available: 2 Insufficient cpu.";
         let elsewhere = format!("0/2 nodes are available: 1 Insufficient cpu, 1 {AFFINITY}.");
-        let only_by_preemption = format!("{full} preemption: 0/2 nodes are available: 1 {AFFINITY}.");
+        let by_preemption = format!("{full} preemption: 0/2 nodes are available: 1 {AFFINITY}.");
+        let tainted = "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint(s).";
+        let masters = "0/2 nodes are available: 1 Too many pods, 1 node(s) had untolerated taint \
+                       {node-role.kubernetes.io/control-plane: }.";
         let cordoned = "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) were unschedulable.";
+        let evicted = "0/2 nodes are available: 1 node(s) were unschedulable, 1 node(s) didn't match pod affinity rules.";
+        // What is said, what new and old ask for, and what becomes of one replica, and of two.
+        let (surge, in_place, moved) = (Strategy::Surge, Strategy::NoSurge, Strategy::Recreate);
         let table = [
-            (&elsewhere[..], &one, &one, 30, Strategy::Recreate),
-            (&elsewhere, &two, &one, 30, Strategy::Recreate),
-            (&elsewhere, &one, &one, 29, Strategy::Surge),
-            (full, &one, &one, 30, Strategy::NoSurge),
-            (full, &one, &two, 30, Strategy::NoSurge),
+            (&elsewhere[..], &one, &one, in_place, in_place),
+            (&elsewhere, &two, &one, moved, surge),
+            (evicted, &one, &one, moved, surge),
+            (full, &one, &one, in_place, in_place),
+            (full, &one, &two, in_place, in_place),
             // Where it would not fit either, the old one stays.
-            (full, &two, &one, 30, Strategy::Surge),
-            (&only_by_preemption, &two, &one, 30, Strategy::Surge),
-            (cordoned, &one, &one, 30, Strategy::Surge),
-            ("no PersistentVolume", &one, &one, 30, Strategy::Surge),
+            (full, &two, &one, surge, surge),
+            (full, &odd, &one, surge, surge),
+            (full, &odd, &odd, in_place, in_place),
+            (&by_preemption, &two, &one, surge, surge),
+            // It may be the volume's node.
+            (tainted, &one, &one, surge, in_place),
+            (masters, &one, &one, in_place, in_place),
+            (cordoned, &one, &one, surge, surge),
+            ("no PersistentVolume", &one, &one, surge, surge),
         ];
         let plain = model(&json!({}));
-        for (says, new, old, seconds, expected) in table {
-            let pods = [pod("new", new, Some(says)), pod("old", old, None)];
-            let deployed = deployed(&surging, &json!({}), 1);
-            let told = |model: &ValidModel, pods: &[Pod]| {
-                rollout(model, Some(&template()), Some(&deployed), pods, at(seconds))
-            };
-            let rolled = told(&plain, &pods);
-            assert_eq!(rolled.strategy, expected, "{says} {new} {old}: {}", rolled.because);
-            assert_eq!(
-                rolled.because.contains("no room"),
-                expected != Strategy::Surge,
-                "{says}: {}",
-                rolled.because
-            );
-            // Nothing is to be moved: the first pods.
-            assert_eq!(told(&plain, &pods[..1]).strategy, Strategy::Surge);
-            // On many nodes, and with an autoscaler of nodes, there may be room soon.
-            let many = model(&json!({"cache": {"accessModes": ["ReadWriteMany"]}}));
-            assert_eq!(told(&many, &pods).strategy, Strategy::Surge);
+        let many = model(&json!({"cache": {"accessModes": ["ReadWriteMany"]}}));
+        for (says, new, old, alone, together) in table {
+            for (replicas, expected) in [(1, alone), (2, together)] {
+                let deployed = deployed(&surging, &json!({}), replicas);
+                let told = |model: &ValidModel, pods: &[Pod], seconds: i64| {
+                    rollout(model, Some(&template()), Some(&deployed), &seen(pods), at(seconds))
+                };
+                let pods = [pod("new", new, Some(says)), pod("old", old, None)];
+                let rolled = told(&plain, &pods, 30);
+                assert_eq!(rolled.strategy, expected, "{says} {new} {old}: {}", rolled.because);
+                assert_eq!(rolled.because.contains("no room"), expected != surge, "{}", rolled.because);
+                assert_eq!(told(&plain, &pods, 29).strategy, surge, "not at once");
+                assert_eq!(told(&plain, &pods[..1], 30).strategy, surge, "these are the first pods");
+                assert_eq!(told(&many, &pods, 30).strategy, surge, "a node may come");
+                let mut over = pods;
+                over[1].status = serde_json::from_value(json!({"phase": "Failed"})).unwrap();
+                assert_eq!(told(&plain, &over, 30).strategy, surge, "nothing is in the way");
+            }
+        }
+    }
+
+    #[test]
+    fn a_model_with_affinities_of_its_own_does_not_move_on_the_schedulers_word() {
+        let says = format!("0/2 nodes are available: 1 Insufficient cpu, 1 {AFFINITY}.");
+        let pods = [
+            pod("new", &json!({"requests": {"cpu": "2"}}), Some(&says)),
+            pod("old", &json!({"requests": {"cpu": "1"}}), None),
+        ];
+        let deployed = deployed(&json!({}), &json!({}), 1);
+        let term = json!({"topologyKey": "kubernetes.io/hostname"});
+        let required = |terms: Value| json!({"requiredDuringSchedulingIgnoredDuringExecution": terms});
+        for (affinity, expected) in [
+            (json!({"podAffinity": required(json!([term]))}), Room::Elsewhere),
+            (json!({"podAffinity": required(json!([term, term]))}), Room::Enough),
+            (json!({"podAntiAffinity": required(json!([term]))}), Room::Enough),
+        ] {
+            let mut template = template();
+            template.pods.spec.as_mut().unwrap().affinity = serde_json::from_value(affinity).unwrap();
+            assert_eq!(room(&template, &deployed, &pods, at(30)), expected);
         }
     }
 
@@ -369,7 +446,7 @@ mod tests {
         let pods = [pod("new", &json!({}), None), pod("old", &json!({}), None)];
         let plain = model(&json!({}));
         let told = |deployed: &Deployment, pods: &[Pod]| {
-            rollout(&plain, Some(&template()), Some(deployed), pods, at(60)).strategy
+            rollout(&plain, Some(&template()), Some(deployed), &seen(pods), at(60)).strategy
         };
         let mut halfway = deployed(&in_place, &json!({}), 2);
         assert_eq!(told(&halfway, &pods), Strategy::NoSurge);
@@ -381,6 +458,37 @@ mod tests {
         assert_eq!(told(&halfway, &pods), Strategy::Surge);
         let recreating = deployed(&json!({"type": "Recreate"}), &json!({}), 1);
         assert_eq!(told(&recreating, &pods), Strategy::Recreate);
+    }
+
+    #[test]
+    fn what_a_policy_of_the_cluster_adds_to_pods_is_no_move() {
+        let plain = model(&json!({}));
+        let mut recorded = template();
+        recorded.key = "old".into();
+        let record = super::super::of_kind(
+            Kind::ControllerRevision,
+            &json!({
+                "metadata": {"name": "r", "labels": {names::RECORD_LABEL: "template"}},
+                "revision": 1,
+                "data": recorded,
+            }),
+        );
+        let mut observed = Observed::default();
+        observed.children.insert((Kind::ControllerRevision, "r".into()), record.value);
+        let mut found = deployed(&json!({}), &json!({}), 1);
+        let pods = &mut found.spec.as_mut().unwrap().template;
+        pods.metadata =
+            serde_json::from_value(json!({"annotations": {names::CONFIG_ANNOTATION: "old"}})).unwrap();
+        pods.spec.as_mut().unwrap().node_selector = Some([("pool".to_owned(), "theirs".to_owned())].into());
+        let told = |template: &Template, observed: &Observed| {
+            rollout(&plain, Some(template), Some(&found), observed, at(60)).strategy
+        };
+        assert_eq!(told(&template(), &observed), Strategy::Surge);
+        assert_eq!(told(&template(), &Observed::default()), Strategy::Recreate);
+        let mut elsewhere = template();
+        elsewhere.pods.spec.as_mut().unwrap().node_selector =
+            Some([("pool".to_owned(), "b".to_owned())].into());
+        assert_eq!(told(&elsewhere, &observed), Strategy::Recreate);
     }
 
     #[test]

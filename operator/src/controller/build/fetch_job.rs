@@ -5,8 +5,9 @@ use k8s_openapi::api::batch::v1::{
 };
 use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::ResourceExt as _;
 
-use super::{Template, metadata, names, of_kind, pod, records};
+use super::{Template, is_over, metadata, names, of_kind, pod, records};
 use crate::controller::fetched::{REFUSED, State};
 use crate::controller::object::{Kind, Object};
 use crate::controller::observe::Observed;
@@ -24,8 +25,7 @@ pub(super) fn job(
     let Files::Cached { download, .. } = &model.files else { return None };
     let (State::Fetching { key, attempt } | State::Failed { key, attempt, .. }) = files else { return None };
     // What pods serve now stays in the volume; what nobody serves makes room.
-    let serving = serving.filter(|template| template.cached_at.is_some());
-    let keep = keep(model, key, *attempt, observed);
+    let keep: Vec<String> = records::cached_at(observed).into_iter().collect();
     let mut labels = names::component_labels(&model.name, names::FETCH);
     labels.insert(names::FETCH_LABEL.into(), key.clone());
     labels.insert(names::ATTEMPT_LABEL.into(), attempt.to_string());
@@ -35,15 +35,22 @@ pub(super) fn job(
     let mut volumes = vec![pod::scratch("tmp"), pod::model_volume(model)];
     volumes.extend(pod::trusted_ca(model));
     let mut placed = pod::common(model);
-    if model.on_one_node()
-        && let Some(running) = serving.and_then(|template| template.pods.spec.clone())
-    {
-        // The volume is where the pods are that run now. Where the next ones go is for the
-        // rollout to decide, when the files are here.
-        placed.affinity = running.affinity;
-        placed.node_selector = running.node_selector;
-        placed.tolerations = running.tolerations;
-        placed.runtime_class_name = running.runtime_class_name;
+    let mut fetcher = pod::fetcher(model, download, Some(&keep));
+    match serving.filter(|template| template.cached_at.is_some()).and_then(|it| it.pods.spec.clone()) {
+        Some(running) if model.on_one_node() && pods_hold_the_volume(observed) => {
+            // The volume is where the pods are that run now. Where the next ones go is for the
+            // rollout to decide, when the files are here.
+            placed.affinity = running.affinity;
+            placed.node_selector = running.node_selector;
+            placed.tolerations = running.tolerations;
+            placed.runtime_class_name = running.runtime_class_name;
+        }
+        _ if !is_bound(model, observed) => {
+            // The first pod decides where the volume is for good: it has to be where the server
+            // has room, and its GPUs.
+            fetcher.resources = fetcher.resources.map(|least| pod::at_least(least, pod::resources(model)));
+        }
+        _ => {}
     }
     Some(of_kind(
         Kind::Job,
@@ -70,7 +77,7 @@ pub(super) fn job(
                         ..ObjectMeta::default()
                     }),
                     spec: Some(PodSpec {
-                        containers: vec![pod::fetcher(model, download, &keep)],
+                        containers: vec![fetcher],
                         restart_policy: Some("Never".into()),
                         volumes: Some(volumes),
                         ..placed
@@ -83,15 +90,16 @@ pub(super) fn job(
     ))
 }
 
-/// What has to stay in the cache. A Job that is there goes on with what it was told: what is
-/// needed no longer since then is no reason to begin anew, and of the same fetch nothing joins.
-fn keep(model: &ValidModel, key: &str, attempt: u32, observed: &Observed) -> Vec<String> {
-    let Some(job) = observed.get::<Job>(Kind::Job, &names::fetch_job(&model.name, key, attempt)) else {
-        return records::cached_at(observed).into_iter().collect();
-    };
-    let pods = job.spec.and_then(|spec| spec.template.spec).unwrap_or_default();
-    let arguments = pods.containers.into_iter().find(|container| container.name == names::FETCH);
-    let arguments = arguments.and_then(|container| container.args).unwrap_or_default();
-    let kept = arguments.windows(2).filter(|pair| pair[0] == "--keep").map(|pair| pair[1].clone());
-    kept.collect()
+/// Whether a server runs, which only it can where the volume is.
+fn pods_hold_the_volume(observed: &Observed) -> bool {
+    observed.pods.iter().any(|pod| {
+        let serves = pod.labels().get(names::COMPONENT_LABEL).is_some_and(|it| it == names::SERVER);
+        let placed = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+        serves && placed && !is_over(pod) && pod.metadata.deletion_timestamp.is_none()
+    })
+}
+
+fn is_bound(model: &ValidModel, observed: &Observed) -> bool {
+    let claim = observed.cache(&model.name).and_then(|claim| claim.status);
+    claim.and_then(|status| status.phase).is_some_and(|phase| phase == "Bound")
 }

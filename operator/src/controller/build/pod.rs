@@ -16,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::names;
 use super::records::Template;
 use crate::controller::fetched::Here;
+use crate::controller::same;
 use crate::controller::validate::{Download, Files, ValidModel};
 use crate::crd::{Device, Dtype};
 
@@ -57,7 +58,7 @@ pub(super) fn template(model: &ValidModel, here: &Here) -> Template {
         spec: Some(PodSpec {
             containers: vec![server(model, here, startup)],
             init_containers: match &model.files {
-                Files::Ephemeral(download) => Some(vec![fetcher(model, download, &[])]),
+                Files::Ephemeral(download) => Some(vec![fetcher(model, download, None)]),
                 _ => None,
             },
             volumes: Some(volumes(model)),
@@ -273,7 +274,7 @@ fn below(root: &str, path: Option<&str>) -> String {
     path.map_or_else(|| root.to_owned(), |path| format!("{root}/{path}"))
 }
 
-fn resources(model: &ValidModel) -> Option<ResourceRequirements> {
+pub(super) fn resources(model: &ValidModel) -> Option<ResourceRequirements> {
     let requests = model.resources.requests.clone();
     let mut limits = model.resources.limits.clone();
     if let Some(gpu) = &model.gpu {
@@ -286,6 +287,34 @@ fn resources(model: &ValidModel) -> Option<ResourceRequirements> {
         limits,
         claims: None,
     })
+}
+
+/// What `least` asks for, and as much as `other` asks the scheduler for.
+pub(super) fn at_least(
+    least: ResourceRequirements,
+    other: Option<ResourceRequirements>,
+) -> ResourceRequirements {
+    let other = other.unwrap_or_default();
+    let other_limits = other.limits.unwrap_or_default();
+    let mut asked = other_limits.clone();
+    asked.extend(other.requests.unwrap_or_default());
+    let (mut requests, mut limits) = (least.requests.unwrap_or_default(), least.limits.unwrap_or_default());
+    for (name, amount) in asked {
+        // Of what cannot be shared, a request without a limit is not allowed.
+        let whole = name.contains('/') || name.starts_with("hugepages-");
+        if let Some(limit) = limits.get_mut(&name)
+            && same::is_more(&amount, limit)
+        {
+            *limit = amount.clone();
+        }
+        if whole {
+            limits.insert(name.clone(), amount.clone());
+        }
+        if requests.get(&name).is_none_or(|request| same::is_more(&amount, request)) {
+            requests.insert(name, amount);
+        }
+    }
+    ResourceRequirements { requests: Some(requests), limits: Some(limits), claims: None }
 }
 
 fn volumes(model: &ValidModel) -> Vec<Volume> {
@@ -371,8 +400,8 @@ fn locked_down() -> SecurityContext {
     }
 }
 
-/// The container that fetches. What is in `keep` stays in the cache beside what is fetched.
-pub(super) fn fetcher(model: &ValidModel, download: &Download, keep: &[String]) -> Container {
+/// The container that fetches. Only what is in `keep` stays in the cache beside what is fetched.
+pub(super) fn fetcher(model: &ValidModel, download: &Download, keep: Option<&[String]>) -> Container {
     let mut arguments = vec!["fetch".to_owned()];
     let mut env = Vec::new();
     let set =
@@ -406,7 +435,10 @@ pub(super) fn fetcher(model: &ValidModel, download: &Download, keep: &[String]) 
         }
     }
     arguments.extend(["--cache-dir".into(), MODELS.into()]);
-    for kept in keep {
+    if keep.is_some_and(<[String]>::is_empty) {
+        arguments.push("--keep-nothing-else".into());
+    }
+    for kept in keep.unwrap_or_default() {
         arguments.extend(["--keep".into(), kept.clone()]);
     }
     arguments.extend(["--summary-file".into(), "/dev/termination-log".into()]);

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment};
-use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use kube::ResourceExt as _;
 use serde::{Deserialize, Serialize};
@@ -40,7 +40,7 @@ pub struct Template {
     pub fetch: Option<String>,
 }
 
-/// How many templates that were not rolled out are remembered.
+/// How many templates that were not rolled out are remembered, besides those that pods are of.
 const MOST_BEFORE: usize = 20;
 
 const FETCHED: &str = "fetched";
@@ -93,6 +93,11 @@ pub(super) fn fetched(
     records
 }
 
+/// The template that the Deployment's pods are of.
+pub(super) fn of_deployed(observed: &Observed, deployed: &Deployment) -> Option<Template> {
+    recorded(observed).find(|template| is_of(deployed, template))
+}
+
 /// Where in the model's cache the files of recorded templates are: pods may serve any of
 /// them until the newest is rolled out.
 pub(super) fn cached_at(observed: &Observed) -> BTreeSet<String> {
@@ -125,8 +130,14 @@ pub(super) fn templates(
     let mut records = vec![record(model, name.clone(), TEMPLATE, revision, template)];
     // The Deployment that is there may still be the last one's, and settled.
     if !deployed.is_some_and(|deployed| is_of(deployed, template) && rolled_out(deployed)) {
-        let before = old.iter().filter(|record| record.name_any() != name).take(MOST_BEFORE);
-        records.extend(before.filter_map(|record| again(model, record, TEMPLATE)));
+        let runs = |record: &ControllerRevision| {
+            let key = record.data.as_ref().and_then(|data| data.0["key"].as_str());
+            let of = |pod: &Pod| pod.annotations().get(names::CONFIG_ANNOTATION).map(String::as_str) == key;
+            observed.pods.iter().any(of)
+        };
+        let before = old.iter().filter(|record| record.name_any() != name).enumerate();
+        let kept = before.filter(|(age, record)| *age < MOST_BEFORE || runs(record));
+        records.extend(kept.filter_map(|(_, record)| again(model, record, TEMPLATE)));
     }
     records
 }

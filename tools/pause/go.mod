@@ -1,0 +1,3 @@
+module kagent.dev/embeddings/tools/pause
+
+go 1.25.0

@@ -41,6 +41,7 @@ fmt: ## format the code
 generate: libtorch ## write the generated files anew
 	UPDATE_GENERATED=1 $(CARGO) test --package embedding-server --locked --test generated
 	UPDATE_GENERATED=1 $(CARGO) test --package embedding-operator --locked --test golden --test docs
+	UPDATE_GENERATED=1 $(CARGO) test --package embedding-operator --locked --test charts -- generated
 
 bench: libtorch build ## measure the engine and the server against their peers
 	@$(PYTHON) scripts/model "$(target)/release/embedding-server"
@@ -61,7 +62,7 @@ $(packages): scripts/requirements-test.txt
 	PIP_ROOT_USER_ACTION=ignore $(PYTHON) -m pip install --quiet --disable-pip-version-check --target .python --requirement $<
 	@touch $@
 
-kube: ## provide the Kubernetes control plane that the tests run
+kube: ## provide the Kubernetes control plane and Helm that the tests run
 	@$(PYTHON) scripts/kube
 
 clean: ## remove what was built (LibTorch and models stay)

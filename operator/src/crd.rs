@@ -212,7 +212,8 @@ pub enum Dtype {
     BFloat16,
 }
 
-/// Scales the number of replicas by CPU load.
+/// Scales the number of replicas by load: by the CPU use, by the tokens that wait, or by
+/// what asks for more of both.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Autoscaling {
@@ -225,10 +226,17 @@ pub struct Autoscaling {
     #[schemars(range(min = 1, max = 1000))]
     pub max_replicas: i32,
 
-    /// The CPU use, in percent of the request, that scaling aims at.
-    #[serde(default = "eighty", rename = "targetCPUUtilizationPercentage")]
+    /// The CPU use, in percent of the request, that scaling aims at. Default: 80, where
+    /// there is no other target.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "targetCPUUtilizationPercentage")]
     #[schemars(range(min = 1, max = 100))]
-    pub target_cpu_utilization_percentage: i32,
+    pub target_cpu_utilization_percentage: Option<i32>,
+
+    /// The tokens waiting in a replica's queue, on average, that scaling aims at. Needs a
+    /// custom metrics API in the cluster that knows embedding_waiting_tokens of the pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub target_queued_tokens_per_replica: Option<i32>,
 
     /// How fast to scale up and down, as in a HorizontalPodAutoscaler.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -427,6 +435,14 @@ pub struct Monitoring {
     #[serde(default, skip_serializing_if = "is_default")]
     #[schemars(schema_with = "schema::labels")]
     pub labels: BTreeMap<String, String>,
+}
+
+impl Autoscaling {
+    /// The CPU use that scaling aims at, in percent of the request, where it does.
+    pub fn cpu_target(&self) -> Option<i32> {
+        let alone = self.target_queued_tokens_per_replica.is_none();
+        self.target_cpu_utilization_percentage.or_else(|| alone.then(eighty))
+    }
 }
 
 impl Default for ModelCache {

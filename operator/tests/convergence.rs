@@ -47,7 +47,13 @@ fn full() -> Value {
         "replicas": 2,
         "cache": {"accessModes": ["ReadWriteMany"]},
         "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "2Gi"}},
-        "autoscaling": {"minReplicas": 2, "maxReplicas": 8},
+        // The API server rewrites the amount, to 4k.
+        "autoscaling": {
+            "minReplicas": 2,
+            "maxReplicas": 8,
+            "targetCPUUtilizationPercentage": 70,
+            "targetQueuedTokensPerReplica": 4000,
+        },
         "service": {"annotations": {"example.com/mesh": "in"}},
         "network": {"allowFrom": [{"podSelector": {"matchLabels": {"app": "search"}}}]},
         "podTemplate": {

@@ -12,18 +12,25 @@ use std::process::Output;
 use std::time::Duration;
 
 use embedding_operator::config::Config;
+use embedding_operator::controller::object::Kind;
 use embedding_operator::controller::observe::Observed;
 use embedding_operator::controller::validate::{Refusal, validate};
 use embedding_operator::crd::rules::{HOST_MESSAGE, RULES};
 use embedding_operator::crd::status::Reason;
 use embedding_operator::crd::{self, EmbeddingModel};
+use jiff::Timestamp;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::Status;
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 use support::cluster::{ControlPlane, Namespace};
-use support::operator::models;
+use support::operator::{
+    PATIENCE, USER, change, create, hub, is_ready, models, wait_until, wait_until_ready,
+};
+use support::state::World;
+use support::wait::wait_for_object;
 
 const COMMIT: &str = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf";
 const SHA256: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -407,7 +414,7 @@ type Row<'a> = &'a mut dyn FnMut(Value, Option<&'static str>);
 
 fn integers(row: Row<'_>) {
     // The field, what is around it, the least and the most.
-    let integer: [(&'static str, fn(i64) -> Value, i64, i64); 9] = [
+    let integer: [(&'static str, fn(i64) -> Value, i64, i64); 10] = [
         ("spec.replicas", |n| json!({"replicas": n}), 0, 1000),
         ("spec.service.port", |n| json!({"service": {"port": n}}), 1, 65535),
         ("spec.gpu.count", |n| json!({"gpu": {"count": n}}), 1, 16),
@@ -437,6 +444,12 @@ fn integers(row: Row<'_>) {
             1,
             100,
         ),
+        (
+            "spec.autoscaling.targetQueuedTokensPerReplica",
+            |n| json!({"autoscaling": {"maxReplicas": 2, "targetQueuedTokensPerReplica": n}}),
+            1,
+            10_000_000,
+        ),
     ];
     for (field, around, least, most) in integer {
         row(around(least - 1), Some(field));
@@ -457,6 +470,13 @@ fn integers(row: Row<'_>) {
         json!({"autoscaling": {"maxReplicas": 3}, "resources": {"requests": {"memory": "1Gi"}}}),
         Some("spec"),
     );
+    let both = json!({
+        "maxReplicas": 3,
+        "targetCPUUtilizationPercentage": 80,
+        "targetQueuedTokensPerReplica": 1000,
+    });
+    row(json!({"autoscaling": both}), Some("spec"));
+    row(json!({"autoscaling": both, "resources": {"requests": {"cpu": "1"}}}), None);
 }
 
 fn strings(row: Row<'_>) {
@@ -927,10 +947,8 @@ async fn the_minimal_example_gets_the_documented_defaults() {
     let spec = &stored.data["spec"];
     assert_eq!(spec["source"]["huggingFace"]["revision"], "main");
     assert_eq!(spec["source"]["huggingFace"]["tokenSecretRef"], json!({"name": "hub", "key": "token"}));
-    assert_eq!(
-        spec["autoscaling"],
-        json!({"minReplicas": 1, "maxReplicas": 3, "targetCPUUtilizationPercentage": 80})
-    );
+    // What is aimed at depends on what else is: the operator decides.
+    assert_eq!(spec["autoscaling"], json!({"minReplicas": 1, "maxReplicas": 3}));
     assert_eq!(spec["gpu"], json!({"count": 1, "resourceName": "nvidia.com/gpu"}));
     assert_eq!(spec["network"]["trustedCA"]["configMapRef"], json!({"name": "ca", "key": "ca.crt"}));
     assert_eq!(spec["cache"], defaults()["cache"]);
@@ -1255,6 +1273,105 @@ async fn kubectl_shows_scales_and_waits() {
         (&json!(7), &json!(5))
     );
     assert!(run(&["delete", "em", "minilm"]).await.contains("deleted"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_autoscaler_of_the_tokens_that_wait_is_written_once() {
+    let plane = ControlPlane::get().await;
+    let world = World::new(plane, "queued").await;
+    let operator = world.operator(config());
+    let autoscaling = json!({"minReplicas": 2, "maxReplicas": 8, "targetQueuedTokensPerReplica": 8000});
+    create(&world.models, "m", json!({"source": hub(), "autoscaling": autoscaling})).await;
+    wait_until_ready(&world.models, "m").await;
+    let autoscaler = world.of(Kind::HorizontalPodAutoscaler).get("m").await.unwrap();
+    let metric = json!({
+        "type": "Pods",
+        "pods": {
+            "metric": {"name": "embedding_waiting_tokens"},
+            // Written as 8000.
+            "target": {"type": "AverageValue", "averageValue": "8k"},
+        },
+    });
+    assert_eq!(autoscaler.data["spec"]["metrics"], json!([metric]));
+
+    // Let what is under way end, then count.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let settled = Timestamp::now();
+    change(&world.models, "m", json!({"metadata": {"annotations": {"example.com/x": "y"}}})).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let seen = plane.audit().user(USER).namespace(&world.namespace).since(settled);
+    assert!(!seen.is_empty(), "the operator has looked");
+    let writes = seen.filter(|entry| !["get", "list", "watch"].contains(&entry.verb.as_str()));
+    assert!(writes.is_empty(), "{writes:#?}");
+    operator.stop().await;
+}
+
+/// As KEDA does it, which makes such an autoscaler and sets zero and one itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_autoscaler_of_somebody_else_can_scale_the_resource_itself() {
+    let plane = ControlPlane::get().await;
+    let world = World::new(plane, "scaled").await;
+    let operator = world.operator(config());
+    create(&world.models, "m", json!({"source": hub()})).await;
+    wait_until_ready(&world.models, "m").await;
+    let autoscaler: HorizontalPodAutoscaler = serde_json::from_value(json!({
+        "metadata": {"name": "other"},
+        "spec": {
+            "minReplicas": 3,
+            "maxReplicas": 5,
+            "scaleTargetRef":
+                {"apiVersion": "embeddings.kagent.dev/v1alpha1", "kind": "EmbeddingModel", "name": "m"},
+            "metrics": [{
+                "type": "External",
+                "external": {
+                    "metric": {"name": "s0-prometheus"},
+                    "target": {"type": "AverageValue", "averageValue": "8k"},
+                },
+            }],
+        },
+    }))
+    .unwrap();
+    let autoscalers = world.api::<HorizontalPodAutoscaler>();
+    autoscalers.create(&PostParams::default(), &autoscaler).await.unwrap();
+    let ready = async |number: i32| {
+        let is = |model: &EmbeddingModel| {
+            let runs = model.status.as_ref().is_some_and(|status| status.ready_replicas == number);
+            model.spec.replicas == number && runs && is_ready(model)
+        };
+        wait_for_object(&world.models, "m", &format!("{number} ready"), PATIENCE, is).await
+    };
+    ready(3).await;
+    let told = async |reason: &str| {
+        wait_for_object(&autoscalers, "other", reason, PATIENCE, |autoscaler| {
+            let status = autoscaler.status.clone().unwrap_or_default();
+            let conditions = status.conditions.iter().flatten();
+            let scales = conditions.filter(|condition| condition.type_ == "ScalingActive");
+            scales.filter_map(|condition| condition.reason.as_deref()).any(|said| said == reason)
+        })
+        .await
+    };
+    // It finds the pods, and gets as far as asking for the metric, which this cluster has not.
+    let status = told("FailedGetExternalMetric").await.status.unwrap();
+    assert_eq!(status.current_replicas, Some(3));
+
+    // To zero it is left alone, and from there on it goes on.
+    let scale = async |number: i32| {
+        let arguments = ["scale", "em/m", &format!("--replicas={number}")];
+        assert!(out(&kubectl(plane, &world.namespace, &arguments).await).contains("scaled"));
+    };
+    scale(0).await;
+    wait_until(&world.models, "m", "Ready", "False", "ScaledToZero").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let left_alone = world.models.get("m").await.unwrap();
+    assert_eq!(left_alone.spec.replicas, 0, "several looks of the autoscaler later");
+    scale(1).await;
+    ready(3).await;
+
+    // Beside one of the operator's it does nothing more.
+    let autoscaling = json!({"maxReplicas": 5, "targetQueuedTokensPerReplica": 8000});
+    change(&world.models, "m", json!({"spec": {"autoscaling": autoscaling}})).await;
+    told("AmbiguousSelector").await;
+    operator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -153,6 +153,18 @@ fn each_example_becomes_the_objects_of_its_golden_file() {
 }
 
 #[test]
+fn the_metric_that_an_autoscaler_asks_for_is_one_that_the_server_exports() {
+    let model = examples().remove("autoscaling-queue").unwrap();
+    let (_, desired) = stages(&model).pop().unwrap();
+    let autoscaler = desired.objects.iter().find(|it| it.kind == Kind::HorizontalPodAutoscaler).unwrap();
+    let metric = &autoscaler.value.data["spec"]["metrics"][0]["pods"]["metric"]["name"];
+    let name = metric.as_str().unwrap().strip_prefix("embedding_").unwrap();
+    let server = std::fs::read_to_string(root().join("server/src/metrics.rs")).unwrap();
+    assert!(server.contains(r#"with_prefix("embedding")"#));
+    assert!(server.contains(&format!(r#"registry.register("{name}","#)), "{name}");
+}
+
+#[test]
 fn no_object_has_nulls_and_all_have_an_owner_or_are_retained_claims() {
     fn no_nulls(value: &serde_json::Value, at: &str) {
         match value {

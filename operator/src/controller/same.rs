@@ -17,7 +17,7 @@ pub fn covers(wanted: &Value, found: &Value) -> bool {
 
 fn field(parent: &str, name: &str, wanted: &Value, found: &Value) -> bool {
     if is_whole(name) {
-        return equal(name, wanted, found);
+        return equal(parent, name, wanted, found);
     }
     match (wanted, found) {
         (Value::Object(wanted), Value::Object(found)) => {
@@ -87,11 +87,11 @@ fn is_whole(name: &str) -> bool {
 }
 
 /// Whether both say the same, but for what is empty.
-fn equal(name: &str, wanted: &Value, found: &Value) -> bool {
+fn equal(parent: &str, name: &str, wanted: &Value, found: &Value) -> bool {
     match (wanted, found) {
         (Value::Object(wanted), Value::Object(found)) => {
             wanted.iter().all(|(child, wanted)| match found.get(child) {
-                Some(found) => equal(child, wanted, found),
+                Some(found) => equal(name, child, wanted, found),
                 None => is_empty(name, child, wanted),
             }) && found
                 .iter()
@@ -99,9 +99,10 @@ fn equal(name: &str, wanted: &Value, found: &Value) -> bool {
         }
         (Value::Array(wanted), Value::Array(found)) => {
             wanted.len() == found.len()
-                && wanted.iter().zip(found).all(|(wanted, found)| equal(name, wanted, found))
+                && wanted.iter().zip(found).all(|(wanted, found)| equal(parent, name, wanted, found))
         }
-        _ => wanted == found,
+        // Of an autoscaler's metric; nothing else that is stored as a whole has amounts.
+        _ => wanted == found || name == "averageValue" && parent == "target" && is_same_amount(wanted, found),
     }
 }
 
@@ -447,6 +448,34 @@ mod tests {
             let (wanted, found) = (json!({map: {"x": "y"}}), json!({map: {"x": "y", "z": ""}}));
             assert!(!covers(&wanted, &found), "{map}");
         }
+    }
+
+    #[test]
+    fn the_target_of_a_metric_is_an_amount_and_the_rest_is_as_it_was_written() {
+        let metric = |value: Value| {
+            json!({"metrics": [{
+                "type": "Pods",
+                "pods": {
+                    "metric": {"name": "a", "selector": {"matchLabels": {"averageValue": value}}},
+                    "target": {"type": "AverageValue", "averageValue": value},
+                },
+            }]})
+        };
+        let target = |value: &str| {
+            let mut metric = metric(json!("1"));
+            metric["metrics"][0]["pods"]["target"]["averageValue"] = json!(value);
+            metric
+        };
+        assert!(covers(&target("4000"), &target("4k")));
+        assert!(covers(&target("10000000"), &target("10M")));
+        assert!(!covers(&target("4000"), &target("4M")));
+        assert!(!covers(&metric(json!("4000")), &metric(json!("4k"))), "a label is none");
+        let mut more = target("4k");
+        more["metrics"][0]["pods"]["target"]["averageUtilization"] = json!(1);
+        assert!(!covers(&target("4000"), &more));
+        more = target("4k");
+        more["metrics"].as_array_mut().unwrap().push(json!({"type": "Resource"}));
+        assert!(!covers(&target("4000"), &more));
     }
 
     #[test]

@@ -188,7 +188,9 @@ pub fn validate(model: &EmbeddingModel, observed: &Observed, config: &Config) ->
         if autoscaling.min_replicas > autoscaling.max_replicas {
             return Err(Refusal::spec("autoscaling.minReplicas must not be above autoscaling.maxReplicas"));
         }
-        if !spec.resources.requests.contains_key("cpu") && !spec.resources.limits.contains_key("cpu") {
+        let says_cpu =
+            spec.resources.requests.contains_key("cpu") || spec.resources.limits.contains_key("cpu");
+        if autoscaling.cpu_target().is_some() && !says_cpu {
             return Err(Refusal::spec(
                 "autoscaling needs resources.requests.cpu, because it aims at a part of it",
             ));
@@ -684,6 +686,28 @@ mod tests {
         assert!(message.starts_with("podTemplate.affinity.podAffinity: required terms"), "{message}");
         assert_eq!(told("podAffinity", json!({"accessModes": ["ReadWriteMany"]})), None);
         assert_eq!(told("podAntiAffinity", json!({})), None);
+    }
+
+    #[test]
+    fn only_a_target_of_cpu_needs_a_request_of_cpu() {
+        let targets = |autoscaling: &Value| {
+            let mut autoscaling = autoscaling.clone();
+            autoscaling["maxReplicas"] = json!(3);
+            let of = |resources: Value| {
+                let spec = hub(&json!({"autoscaling": autoscaling, "resources": resources}));
+                validate(&model(&spec), &Observed::default(), &Config::for_tests())
+                    .map(|valid| valid.autoscaling.unwrap().cpu_target())
+                    .map_err(|refusal| refusal.message)
+            };
+            (of(json!({"requests": {"cpu": "1"}})), of(json!({})))
+        };
+        let needed =
+            || Err("autoscaling needs resources.requests.cpu, because it aims at a part of it".to_owned());
+        assert_eq!(targets(&json!({})), (Ok(Some(80)), needed()));
+        assert_eq!(targets(&json!({"targetCPUUtilizationPercentage": 60})), (Ok(Some(60)), needed()));
+        assert_eq!(targets(&json!({"targetQueuedTokensPerReplica": 1})), (Ok(None), Ok(None)));
+        let both = json!({"targetCPUUtilizationPercentage": 60, "targetQueuedTokensPerReplica": 1});
+        assert_eq!(targets(&both), (Ok(Some(60)), needed()));
     }
 
     #[test]

@@ -173,7 +173,8 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         at: SPEC,
-        rule: "!has(self.autoscaling) || (has(self.resources) && \
+        rule: "!has(self.autoscaling) || (has(self.autoscaling.targetQueuedTokensPerReplica) && \
+               !has(self.autoscaling.targetCPUUtilizationPercentage)) || (has(self.resources) && \
                ((has(self.resources.requests) && 'cpu' in self.resources.requests) || \
                (has(self.resources.limits) && 'cpu' in self.resources.limits)))",
         message: "autoscaling needs resources.requests.cpu, because it aims at a part of it",

@@ -12,13 +12,16 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
+use axum::http::HeaderValue;
+use axum::http::header::CONNECTION;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -31,12 +34,24 @@ pub struct Settings {
     pub max_connections: usize,
     /// How long the head of a request may take, a connection's idle time included.
     pub header_timeout: Duration,
-    /// How long requests under way get when the loop stops.
+    /// How long requests under way get when the loop stops; half of it, at most, for the
+    /// farewell before.
     pub shutdown_timeout: Duration,
 }
 
-/// Serves until `stop` resolves; then takes no new connection and lets requests
-/// under way finish. Returns whether all of them did.
+/// How long clients that keep connections get to learn that this one ends. A connection that
+/// just closes can meet a request on its way, which then fails through no fault of the client's.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// How often is looked whether somebody is still connected, during that time.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Serves until `stop` resolves, and then ends politely. Returns whether all requests
+/// under way were answered.
+///
+/// First every answer says that its connection ends, so that clients come back with another,
+/// to another server; who connects meanwhile is still served. When nobody is connected any
+/// more, or after five seconds, no new connection is taken, those without a request are
+/// closed, and requests under way finish.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -48,33 +63,18 @@ pub async fn serve(
     builder.http1().timer(TokioTimer::new()).header_read_timeout(settings.header_timeout);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(Some(settings.header_timeout));
     let graceful = GracefulShutdown::new();
-    let stopping = CancellationToken::new();
+    let (leaving, closing) = (CancellationToken::new(), CancellationToken::new());
     let places = Arc::new(Semaphore::new(settings.max_connections));
-    tokio::pin!(stop);
-    loop {
-        let accepted = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        let (place, stream) = tokio::select! {
-            () = &mut stop => break,
-            (place, accepted) = accepted => match (place, accepted) {
-                (Ok(place), Ok((stream, _))) => (place, stream),
-                (_, accepted) => {
-                    pause_after(accepted.err()).await;
-                    continue;
-                }
-            },
-        };
+    let begin = |(place, stream): (OwnedSemaphorePermit, TcpStream)| {
         // Answers are small and complete: waiting to fill a packet only delays them.
         drop(stream.set_nodelay(true));
         let open = metrics.begin_connection();
-        let (builder, service) = (builder.clone(), service(router.clone()));
-        let (watcher, stopping) = (graceful.watcher(), stopping.clone());
+        let (builder, service) = (builder.clone(), service(router.clone(), leaving.clone()));
+        let (watcher, closing) = (graceful.watcher(), closing.clone());
         tokio::spawn(async move {
             let first = tokio::select! {
                 // Nothing was asked yet: nothing is lost.
-                () = stopping.cancelled() => None,
+                () = closing.cancelled() => None,
                 first = tokio::time::timeout(settings.header_timeout, first_bytes(stream)) => {
                     first.ok().and_then(Result::ok).flatten()
                 }
@@ -94,10 +94,44 @@ pub async fn serve(
             }
             drop((place, open));
         });
+    };
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop => break,
+            accepted = accept(&listener, &places) => begin(accepted),
+        }
     }
-    stopping.cancel();
+    leaving.cancel();
+    let end = Instant::now() + settings.shutdown_timeout;
+    let farewell = tokio::time::sleep(FAREWELL.min(settings.shutdown_timeout / 2));
+    tokio::pin!(farewell);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut farewell => break,
+            accepted = accept(&listener, &places) => begin(accepted),
+            () = tokio::time::sleep(LOOK) => {
+                if places.available_permits() == settings.max_connections {
+                    break;
+                }
+            }
+        }
+    }
+    closing.cancel();
     drop(listener);
-    tokio::time::timeout(settings.shutdown_timeout, graceful.shutdown()).await.is_ok()
+    tokio::time::timeout_at(end, graceful.shutdown()).await.is_ok()
+}
+
+/// The next connection, and its place among those that may be open.
+async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (OwnedSemaphorePermit, TcpStream) {
+    loop {
+        let place = Arc::clone(places).acquire_owned().await;
+        match (place, listener.accept().await) {
+            (Ok(place), Ok((stream, _))) => return (place, stream),
+            (_, accepted) => pause_after(accepted.err()).await,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +161,7 @@ async fn first_bytes(mut stream: TcpStream) -> std::io::Result<Option<(Version, 
 
 fn service(
     router: Router,
+    leaving: CancellationToken,
 ) -> impl hyper::service::Service<
     Request<Incoming>,
     Response = axum::response::Response,
@@ -134,7 +169,15 @@ fn service(
     Future = impl Future<Output = Result<axum::response::Response, Infallible>> + Send,
 > + Send {
     hyper::service::service_fn(move |request: Request<Incoming>| {
-        router.clone().oneshot(request.map(Body::new))
+        let (router, leaving) = (router.clone(), leaving.clone());
+        let has_one_request_at_a_time = request.version() <= http::Version::HTTP_11;
+        async move {
+            let mut response = router.oneshot(request.map(Body::new)).await?;
+            if has_one_request_at_a_time && leaving.is_cancelled() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response)
+        }
     })
 }
 

@@ -638,26 +638,22 @@ impl HealthcheckArgs {
     /// Checks everything that can be checked without a network.
     pub fn resolve(self) -> Result<Healthcheck, Error> {
         let timeout = Duration::from_secs(self.timeout);
-        let url = match self.url {
-            Some(text) => {
-                let url =
-                    Url::parse(&text).map_err(|error| bad("url", &text, format!("not a URL: {error}")))?;
-                if url.scheme() != "http" {
-                    return Err(bad("url", &text, "has to begin with http://: `serve` speaks no other"));
-                }
-                url
+        let url = if let Some(text) = self.url {
+            let url = Url::parse(&text).map_err(|error| bad("url", &text, format!("not a URL: {error}")))?;
+            if url.scheme() != "http" {
+                return Err(bad("url", &text, "has to begin with http://: `serve` speaks no other"));
             }
-            None => {
-                let host = match self.host.as_str() {
-                    "0.0.0.0" => "127.0.0.1".to_owned(),
-                    "::" | "[::]" => "[::1]".to_owned(),
-                    // A bare IPv6 address, which a URL has in brackets.
-                    host if host.contains(':') && !host.starts_with('[') => format!("[{host}]"),
-                    host => host.to_owned(),
-                };
-                let text = format!("http://{host}:{}/health", self.port);
-                Url::parse(&text).map_err(|error| bad("host", &self.host, error.to_string()))?
-            }
+            url
+        } else {
+            let host = match self.host.as_str() {
+                "0.0.0.0" => "127.0.0.1".to_owned(),
+                "::" | "[::]" => "[::1]".to_owned(),
+                // A bare IPv6 address, which a URL has in brackets.
+                host if host.contains(':') && !host.starts_with('[') => format!("[{host}]"),
+                host => host.to_owned(),
+            };
+            let text = format!("http://{host}:{}/health", self.port);
+            Url::parse(&text).map_err(|error| bad("host", &self.host, error.to_string()))?
         };
         Ok(Healthcheck { url, timeout })
     }

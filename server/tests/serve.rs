@@ -5,10 +5,10 @@
 mod hub;
 mod support;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hub::{FakeHub, Fault, Tree};
 use serde_json::{Value, json};
@@ -147,6 +147,33 @@ fn sigterm_lets_requests_under_way_finish_and_takes_no_new_ones() {
     assert_eq!(response.status, 200);
     assert_eq!(vectors(&response.json()).len(), 300);
     assert!(TcpStream::connect(address).is_err(), "the port is closed");
+}
+
+#[test]
+fn who_keeps_a_connection_is_told_that_it_ends_before_it_does() {
+    let server = Server::healthy(&["--model", &model("mini")]);
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let head = |stream: &mut TcpStream| {
+        stream.write_all(b"GET /v1/models HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+        let (mut answer, mut part) = (Vec::new(), [0; 4096]);
+        while !answer.ends_with(b"}]}") {
+            let read = stream.read(&mut part).unwrap();
+            assert_ne!(read, 0, "it was closed without an answer");
+            answer.extend_from_slice(&part[..read]);
+        }
+        String::from_utf8(answer).unwrap().to_lowercase()
+    };
+    assert!(!head(&mut stream).contains("connection: close"));
+    server.terminate();
+    std::thread::sleep(Duration::from_millis(500));
+    let answer = head(&mut stream);
+    assert!(answer.starts_with("http/1.1 200") && answer.contains("connection: close"), "{answer}");
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0, "and then it ends");
+    let begun = Instant::now();
+    let (status, log) = server.wait();
+    assert!(status.success(), "{status}\n{log}");
+    assert!(begun.elapsed() < Duration::from_secs(3), "nobody is connected any more: {:?}", begun.elapsed());
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub(crate) fn config(options: &[&str]) -> anyhow::Result<Serve> {
     let arguments = ["embedding-server", "serve"].iter().chain(options).map(Into::into);
     match Cli::parse_with_default(arguments).command {
         Command::Serve(arguments) => Ok(arguments.resolve()?),
-        Command::Fetch(_) => bail!("serve was asked for"),
+        _ => bail!("serve was asked for"),
     }
 }
 

@@ -14,10 +14,10 @@ target = $(shell $(CARGO) metadata --format-version 1 --no-deps \
 # The models that ARGS or EMBEDDING_MODEL name, if any.
 named_models = $(EMBEDDING_MODEL)$(filter --model --model=%,$(ARGS))
 
-.PHONY: help run build test lint fmt generate bench libtorch model python kube clean
+.PHONY: help run build test deny images e2e e2e-on-a-cluster lint fmt generate bench libtorch model python kube clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 18
 
 run: build ## serve the default model, or those of ARGS, on port 9000 (PORT)
 	$(if $(named_models),,@$(PYTHON) scripts/model "$(target)/release/embedding-server")
@@ -31,9 +31,29 @@ test: libtorch python kube ## run all tests, with the real model
 	@$(PYTHON) scripts/model "$(target)/debug/embedding-server"
 	$(CARGO) test --workspace --locked
 
+images: ## build both container images, check them, and write them to target/images
+	@$(PYTHON) scripts/images
+
+# The programs of the node first: what they share with those of `make kube` is compiled once.
+e2e: libtorch ## run the end-to-end tests on a real node, which this starts
+	@$(PYTHON) scripts/kube node
+	$(CARGO) build --package embedding-server --locked
+	@$(PYTHON) scripts/model "$(target)/debug/embedding-server"
+	@$(PYTHON) scripts/images --into "$(target)/images"
+	$(CARGO) test --package embedding-server --locked --features e2e --test e2e --no-run
+	scripts/cluster run "$(target)/e2e" -- $(MAKE) --no-print-directory e2e-on-a-cluster
+
+# On the cluster that scripts/cluster started.
+e2e-on-a-cluster:
+	scripts/cluster load "$$CLUSTER_DIR" "$(target)"/images/*.tar
+	$(CARGO) test --package embedding-server --locked --features e2e --test e2e -- --test-threads=1 --nocapture
+
 lint: libtorch ## check formatting and lints
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
+	$(CARGO) clippy --workspace --all-targets --features embedding-server/e2e --locked -- --deny warnings
+
+deny: ## check licences, sources and known holes of the dependencies (cargo install cargo-deny)
+	$(CARGO) deny --locked check
 
 fmt: ## format the code
 	$(CARGO) fmt --all

@@ -248,10 +248,24 @@ impl FakeHub {
 
     /// A mirror, whose endpoint has a path.
     pub(crate) async fn start_at(tree: Tree, prefix: &str) -> Self {
-        let (hub, hub_url) = listen(prefix).await;
-        let (cdn, mut cdn_url) = listen("").await;
+        let (hub, hub_url) = listen("127.0.0.1", prefix).await;
+        let (cdn, mut cdn_url) = listen("127.0.0.1", "").await;
         // Another host by name too: the hub's own client does not look at ports.
         cdn_url.set_host(Some("localhost")).expect("a host");
+        Self::of(tree, prefix, (hub, hub_url), (cdn, cdn_url))
+    }
+
+    /// At an address that others reach.
+    pub(crate) async fn start_on(tree: Tree, ip: &str) -> Self {
+        Self::of(tree, "", listen(ip, "").await, listen(ip, "").await)
+    }
+
+    fn of(
+        tree: Tree,
+        prefix: &str,
+        (hub, hub_url): (TcpListener, Url),
+        (cdn, cdn_url): (TcpListener, Url),
+    ) -> Self {
         let state = Arc::new(State {
             tree: Mutex::new(tree),
             rules: Mutex::default(),
@@ -304,8 +318,8 @@ impl FakeHub {
     }
 }
 
-async fn listen(prefix: &str) -> (TcpListener, Url) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind loopback");
+async fn listen(ip: &str, prefix: &str) -> (TcpListener, Url) {
+    let listener = TcpListener::bind((ip, 0)).await.expect("an address of this machine");
     let address = listener.local_addr().expect("a bound address");
     let url = format!("http://{address}{prefix}").parse().expect("an address");
     (listener, url)

@@ -1,0 +1,428 @@
+//! Both programs on a cluster with a real node: installed by the chart, used as users do.
+//!
+//! `make e2e` starts such a cluster on this machine (`docs/e2e.md`), gives it the images and
+//! runs this. The tests share one installation and run one after the other.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps in vain fails, as it should")]
+#![allow(clippy::print_stdout, reason = "a test's figures are worth seeing")]
+
+#[path = "e2e/cluster.rs"]
+mod cluster;
+#[path = "support/hub.rs"]
+mod hub;
+#[path = "e2e/load.rs"]
+mod load;
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use cluster::{Cluster, Namespace, until};
+use hub::{FakeHub, Tree};
+use load::Load;
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+use support::{cosine, minilm};
+
+const REPO: &str = "sentence-transformers/all-MiniLM-L6-v2";
+/// Of the hub of these tests.
+const FIRST: &str = "1111111111111111111111111111111111111111";
+const SECOND: &str = "2222222222222222222222222222222222222222";
+const TOKEN: &str = "hf_right";
+/// How long a model may take until it serves, on a busy machine.
+const START: Duration = Duration::from_mins(4);
+/// Requests a second while something happens to a model.
+const RATE: u32 = 20;
+
+/// A cluster with the operator on it, and a hub beside it.
+struct World {
+    cluster: Cluster,
+    hub: FakeHub,
+    runtime: tokio::runtime::Runtime,
+}
+
+static WORLD: LazyLock<World> = LazyLock::new(|| {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let cluster = Cluster::from_environment();
+    let mut tree = Tree::of_directory(REPO, &minilm()).with_download("minilm.tar.gz", archive(&minilm()));
+    FIRST.clone_into(&mut tree.commit);
+    let hub = runtime.block_on(FakeHub::start_on(tree, &cluster.host_ip));
+    let mut cdn = hub.cdn();
+    cdn.set_host(Some(&cluster.host_ip)).unwrap();
+    hub.set_cdn(cdn);
+    let world = World { cluster, hub, runtime };
+    world.install(&[]);
+    world
+});
+
+impl World {
+    /// Installs the operator, or upgrades it, as the README says.
+    fn install(&self, more: &[&str]) {
+        let endpoint = format!("hub.endpoint={}", self.hub.endpoint.as_str().trim_end_matches('/'));
+        let chart = root().join("charts/embedding-operator");
+        let mut arguments = vec![
+            "upgrade",
+            "--install",
+            "embeddings",
+            chart.to_str().unwrap(),
+            "--namespace",
+            "embeddings",
+            "--create-namespace",
+            "--set",
+            &endpoint,
+            "--set",
+            "fetchRetrySeconds=5",
+            "--wait",
+            "--timeout",
+            "3m",
+        ];
+        arguments.extend(more);
+        self.cluster.helm(&arguments);
+    }
+}
+
+/// A model with little need, which `more` changes.
+fn apply(namespace: &Namespace<'_>, name: &str, more: &Value) {
+    let mut spec = json!({
+        "source": {"huggingFace": {"repo": REPO}},
+        "resources": {"requests": {"cpu": "100m", "memory": "400Mi"}},
+        "cache": {"size": "500Mi"},
+    });
+    merge(&mut spec, more);
+    namespace.apply(&json!({
+        "apiVersion": "embeddings.kagent.dev/v1alpha1",
+        "kind": "EmbeddingModel",
+        "metadata": {"name": name},
+        "spec": spec,
+    }));
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// As a JSON merge patch does.
+fn merge(into: &mut Value, more: &Value) {
+    match (into, more) {
+        (Value::Object(into), Value::Object(more)) => {
+            for (name, value) in more {
+                if value.is_null() {
+                    into.remove(name);
+                } else {
+                    merge(into.entry(name).or_insert(Value::Null), value);
+                }
+            }
+        }
+        (into, more) => *into = more.clone(),
+    }
+}
+
+/// The files of a directory, as people pack them.
+fn archive(directory: &Path) -> Vec<u8> {
+    let mut builder =
+        tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+    builder.append_dir_all("minilm", directory).unwrap();
+    builder.into_inner().unwrap().finish().unwrap()
+}
+
+/// Texts, and their vectors by Python's sentence-transformers.
+fn golden() -> (Vec<String>, Vec<Vec<f32>>) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity");
+    let texts: Vec<String> =
+        serde_json::from_slice(&std::fs::read(folder.join("texts.json")).unwrap()).unwrap();
+    let bytes = std::fs::read(folder.join("vectors.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let halves = tensors.tensor("vectors").unwrap();
+    let values: Vec<f32> = halves
+        .data()
+        .chunks_exact(2)
+        .map(|half| half::f16::from_le_bytes([half[0], half[1]]).to_f32())
+        .collect();
+    let vectors = values.chunks_exact(halves.shape()[1]).map(<[f32]>::to_vec);
+    // Some of each kind.
+    texts.into_iter().zip(vectors).step_by(7).take(24).unzip()
+}
+
+/// Asserts that what the model's Service answers are Python's vectors.
+fn assert_serves(namespace: &Namespace<'_>, name: &str) {
+    let (texts, vectors) = golden();
+    let answer = WORLD.runtime.block_on(load::post(
+        namespace.service(name),
+        "/embeddings",
+        &json!({"texts": texts, "model": name}),
+    ));
+    let (status, body) = answer.unwrap();
+    assert_eq!(status, 200, "{body}");
+    let answer: Value = serde_json::from_str(&body).unwrap();
+    let found: Vec<Vec<f32>> = serde_json::from_value(answer["embeddings"].clone()).unwrap();
+    assert_eq!(found.len(), vectors.len());
+    let smallest = found.iter().zip(&vectors).map(|(a, b)| cosine(a, b)).fold(f64::INFINITY, f64::min);
+    println!("{name}: smallest cosine to Python over {} texts: {smallest:.6}", texts.len());
+    assert!(smallest > 0.9995, "{smallest}");
+}
+
+/// A load of short texts on a model's Service, half of it over kept connections.
+fn load(namespace: &Namespace<'_>, name: &str) -> Load {
+    let body = json!({"texts": ["a short text"], "model": name});
+    Load::start(&WORLD.runtime, namespace.service(name), "/embeddings", &body, RATE)
+}
+
+#[test]
+fn a_a_model_of_each_source_serves_pythons_vectors() {
+    let world = &*WORLD;
+    let namespace = world.cluster.namespace("sources");
+    apply(&namespace, "hub", &json!({}));
+    let archive = world.hub.tree().downloads["minilm.tar.gz"].sha256();
+    let url = world.hub.endpoint.join("downloads/minilm.tar.gz").unwrap();
+    let source = json!({"huggingFace": null, "http": {"url": url.as_str(), "sha256": archive}});
+    apply(&namespace, "archive", &json!({"source": source}));
+    namespace.until_ready("hub", START);
+    namespace.until_ready("archive", START);
+    assert_serves(&namespace, "hub");
+    assert_serves(&namespace, "archive");
+    let told = namespace.model("hub");
+    assert_eq!(told["status"]["model"]["resolvedRevision"], FIRST);
+    assert_eq!(told["status"]["model"]["dimensions"], 384);
+
+    // A claim with the files in it: the archive's, which now is somebody's.
+    let path = format!("archives/{archive}");
+    let claim = json!({"claimName": "archive-cache", "path": path});
+    apply(
+        &namespace,
+        "filled",
+        &json!({"source": {"huggingFace": null, "persistentVolumeClaim": claim}, "cache": null}),
+    );
+    let reference = world.cluster.load_model_image(&minilm());
+    apply(
+        &namespace,
+        "image",
+        &json!({"source": {"huggingFace": null, "image": {"reference": reference}}, "cache": null}),
+    );
+    for name in ["filled", "image"] {
+        namespace.until_ready(name, START);
+        assert_serves(&namespace, name);
+    }
+    for name in ["filled", "image", "hub", "archive"] {
+        namespace.kubectl(&["delete", "em", name, "--wait", "--timeout=60s"]);
+    }
+    until("nothing is left of the models", Duration::from_mins(2), || {
+        let kinds = "all,pvc,networkpolicies,controllerrevisions,serviceaccounts,hpa,pdb,endpointslices";
+        let selector = "-lembeddings.kagent.dev/model";
+        let left = namespace.kubectl(&["get", kinds, selector, "-o", "name"]);
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+}
+
+#[test]
+fn b_no_request_fails_while_a_model_is_changed() {
+    let world = &*WORLD;
+    let namespace = world.cluster.namespace("changes");
+    apply(&namespace, "m", &json!({}));
+    namespace.until_ready("m", START);
+    assert_serves(&namespace, "m");
+    let load = load(&namespace, "m");
+    let mut done = Vec::new();
+    let mut step = |what: &'static str, act: &dyn Fn()| {
+        let begun = Instant::now();
+        act();
+        namespace.until_ready("m", START);
+        done.push(format!("{what}: {:.0} s", begun.elapsed().as_secs_f64()));
+    };
+    step("1 → 3 replicas", &|| {
+        namespace.kubectl(&["scale", "em/m", "--replicas=3"]);
+    });
+    step("another revision", &|| {
+        world.hub.change(|tree| {
+            SECOND.clone_into(&mut tree.commit);
+            tree.refs.push("v2".to_owned());
+        });
+        namespace.patch("m", &json!({"spec": {"source": {"huggingFace": {"revision": "v2"}}}}));
+        until("the second revision serves", START, || {
+            let model = namespace.model("m");
+            let commit = &model["status"]["model"]["resolvedRevision"];
+            if *commit == SECOND && namespace.is_ready("m") {
+                Ok(())
+            } else {
+                Err(model["status"].to_string())
+            }
+        });
+    });
+    step("another image", &|| {
+        namespace.patch("m", &json!({"spec": {"image": world.cluster.server_image_again()}}));
+    });
+    step("a pod is deleted", &|| {
+        let pod = namespace.pods("m")[0].clone();
+        namespace.kubectl(&["delete", "pod", &pod, "--wait=false"]);
+        until("the pod has gone", START, || {
+            if namespace.pods("m").contains(&pod) { Err(pod.clone()) } else { Ok(()) }
+        });
+    });
+    step("3 → 1 replicas", &|| {
+        namespace.kubectl(&["scale", "em/m", "--replicas=1"]);
+        until("one pod is left", START, || {
+            let pods = namespace.pods("m");
+            if pods.len() == 1 { Ok(()) } else { Err(pods.join(" ")) }
+        });
+    });
+    step("the operator is killed", &|| {
+        let operator =
+            ["-n", "embeddings", "delete", "pod", "-l", "app.kubernetes.io/name=embedding-operator"];
+        world.cluster.kubectl(&[&operator[..], &["--force", "--grace-period=0"]].concat());
+        world.cluster.kubectl(&["-n", "embeddings", "rollout", "status", "deploy", "--timeout=2m"]);
+    });
+    step("the API server is away for 15 s", &|| {
+        world.cluster.on_node(&["pkill", "-STOP", "-x", "kube-apiserver"]);
+        std::thread::sleep(Duration::from_secs(15));
+        world.cluster.on_node(&["pkill", "-CONT", "-x", "kube-apiserver"]);
+        until("the API server answers", Duration::from_mins(1), || {
+            let output = world.cluster.try_kubectl(&["get", "--raw", "/readyz"]);
+            if output.status.success() { Ok(()) } else { Err("not ready".into()) }
+        });
+    });
+    let report = load.end();
+    println!("{}\n{report}", done.join("\n"));
+    assert!(report.sent > 500 && report.over_kept > 200, "{report}");
+    assert_eq!(report.failures, Vec::<String>::new(), "{report}");
+    world.hub.change(|tree| FIRST.clone_into(&mut tree.commit));
+}
+
+#[test]
+fn c_a_server_that_is_killed_serves_again() {
+    let world = &*WORLD;
+    let namespace = world.cluster.namespace("killed");
+    apply(&namespace, "m", &json!({"replicas": 2}));
+    namespace.until_ready("m", START);
+    let load = load(&namespace, "m");
+    std::thread::sleep(Duration::from_secs(3));
+    let pod = namespace.pods("m")[0].clone();
+    let restarts = || namespace.restarts(&pod);
+    let uid = namespace.kubectl(&["get", "pod", &pod, "-o", "jsonpath={.metadata.uid}"]);
+    world.cluster.kill_container(&uid);
+    let killed = Instant::now();
+    until("it was started again", START, || if restarts() > 0 { Ok(()) } else { Err(String::new()) });
+    namespace.until_ready("m", START);
+    println!("killed; all replicas serve again after {:.1} s", killed.elapsed().as_secs_f64());
+    std::thread::sleep(Duration::from_secs(3));
+    let report = load.end();
+    println!("{report}");
+    // What was under way on it, and what was sent before its endpoint went.
+    assert!(report.last_failure < Some(Duration::from_secs(15) + Duration::from_secs(3)), "{report}");
+    assert!(report.failures.len() < report.sent / 4, "{report}");
+    assert_serves(&namespace, "m");
+}
+
+#[test]
+fn d_what_goes_wrong_is_told_and_heals() {
+    let world = &*WORLD;
+    let namespace = world.cluster.namespace("wrong");
+    // A repository that is not there.
+    apply(&namespace, "repo", &json!({"source": {"huggingFace": {"repo": "nobody/nothing"}}}));
+    // A limit that is too small for the model.
+    let small = json!({"requests": {"cpu": "100m", "memory": "60Mi"}, "limits": {"memory": "60Mi"}});
+    apply(&namespace, "memory", &json!({"resources": small}));
+    // A volume that is too small for it.
+    let volume = world.cluster.small_volume(&namespace, "disk-cache", 20);
+    apply(&namespace, "disk", &json!({"cache": {"storageClassName": volume.class, "size": "20Mi"}}));
+    let told = |name: &str, reason: &str, says: &str| {
+        namespace.until_not_ready(name, reason, says, START);
+    };
+    told("repo", "SourceRefused", "nobody/nothing");
+    told("memory", "OutOfMemory", "resources.limits.memory");
+    told("disk", "FetchFailed", "");
+    println!("disk: {}", namespace.message("disk"));
+    namespace.patch("repo", &json!({"spec": {"source": {"huggingFace": {"repo": REPO}}}}));
+    namespace.patch("memory", &json!({"spec": {"resources": {"limits": {"memory": "1500Mi"}}}}));
+    volume.grow(500);
+    for name in ["repo", "memory", "disk"] {
+        namespace.until_ready(name, START);
+    }
+    assert_serves(&namespace, "disk");
+    for name in ["repo", "memory", "disk"] {
+        namespace.kubectl(&["delete", "em", name]);
+    }
+
+    // A token that is wrong, and then is not.
+    world.hub.require_token(TOKEN);
+    let secret = |token: &str| {
+        namespace.apply(&json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "hub"},
+            "stringData": {"token": token},
+        }));
+    };
+    secret("hf_wrong");
+    let source = json!({"huggingFace": {"tokenSecretRef": {"name": "hub"}}});
+    apply(&namespace, "token", &json!({"source": source}));
+    told("token", "SourceRefused", "the token is not valid");
+    assert!(!namespace.model("token")["status"].to_string().contains("hf_wrong"));
+    secret(TOKEN);
+    namespace.until_ready("token", START);
+}
+
+#[test]
+fn e_autoscaling_follows_the_load() {
+    let world = &*WORLD;
+    let namespace = world.cluster.namespace("scaled");
+    let autoscaling = json!({"maxReplicas": 2, "targetCPUUtilizationPercentage": 50});
+    let source = json!({"huggingFace": {"tokenSecretRef": {"name": "hub"}}});
+    namespace.apply(&json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hub"}, "stringData": {"token": TOKEN},
+    }));
+    apply(&namespace, "m", &json!({"autoscaling": autoscaling, "source": source}));
+    namespace.until_ready("m", START);
+    let load = load(&namespace, "m");
+    let replicas = |number: i64| {
+        until(&format!("{number} replicas"), START, || {
+            let model = namespace.model("m");
+            if model["status"]["readyReplicas"] == number { Ok(()) } else { Err(model["status"].to_string()) }
+        });
+    };
+    replicas(2);
+    let up = load.end();
+    replicas(1);
+    println!("{up}");
+    assert_eq!(up.failures, Vec::<String>::new(), "{up}");
+}
+
+#[test]
+fn f_an_upgrade_restarts_no_pod_and_an_uninstall_leaves_the_models() {
+    let world = &*WORLD;
+    let namespace = world.cluster.namespace("upgrade");
+    let source = json!({"huggingFace": {"tokenSecretRef": {"name": "hub"}}});
+    namespace.apply(&json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hub"}, "stringData": {"token": TOKEN},
+    }));
+    apply(&namespace, "m", &json!({"source": source}));
+    namespace.until_ready("m", START);
+    let before = namespace.pods("m");
+    let image = world.cluster.server_image_again();
+    let (repository, tag) = image.rsplit_once(':').unwrap();
+    let (repository, tag) =
+        (format!("server.image.repository={repository}"), format!("server.image.tag={tag}"));
+    world.install(&["--set", &repository, "--set", &tag]);
+    until("an update can be had", START, || {
+        let model = namespace.model("m");
+        let conditions = model["status"]["conditions"].as_array().unwrap();
+        let update = conditions.iter().find(|condition| condition["type"] == "UpdateAvailable").unwrap();
+        if update["status"] == "True" { Ok(()) } else { Err(update.to_string()) }
+    });
+    assert_eq!(namespace.pods("m"), before);
+    namespace.kubectl(&["annotate", "em/m", "embeddings.kagent.dev/update=now"]);
+    until("other pods", START, || {
+        let pods = namespace.pods("m");
+        if pods != before && pods.len() == 1 && namespace.is_ready("m") {
+            Ok(())
+        } else {
+            Err(pods.join(" "))
+        }
+    });
+
+    let before = namespace.pods("m");
+    world.cluster.helm(&["uninstall", "embeddings", "--namespace", "embeddings", "--wait"]);
+    assert_serves(&namespace, "m");
+    assert_eq!(namespace.pods("m"), before);
+    world.install(&["--take-ownership"]);
+    namespace.kubectl(&["delete", "em/m", "--wait", "--timeout=60s"]);
+}

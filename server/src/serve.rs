@@ -195,7 +195,8 @@ impl Loader {
             if again.is_empty() {
                 return Ok(());
             }
-            let pause = tokio::time::sleep(RETRY_FETCH);
+            // The timer is made inside of the runtime, of which this thread is not.
+            let pause = async { tokio::time::sleep(RETRY_FETCH).await };
             if self.runtime.block_on(self.stop.run_until_cancelled(pause)).is_none() {
                 return Ok(());
             }

@@ -220,6 +220,23 @@ fn being_told_to_stop_during_a_download_ends_well() {
 }
 
 #[test]
+fn a_model_that_cannot_be_fetched_is_tried_again_until_it_can() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let hub = runtime.block_on(FakeHub::start(Tree::of_directory("org/tiny", Tiny::new().write().path())));
+    let missing = Fault::Status { status: 404, code: Some("RepoNotFound"), retry_after: None };
+    hub.fault("hub", "/revision/main", 1, missing);
+    let cache = tempfile::tempdir().unwrap();
+    let mut command = command(&["serve", "--host", "127.0.0.1", "--port", "0", "--log-format", "json"]);
+    command.args(["--model", "tiny=org/tiny@main"]).env("RUSTBERT_CACHE", cache.path());
+    let mut server = Server::spawn(command.env("HF_ENDPOINT", hub.endpoint.as_str()));
+    server.wait_for_health("healthy");
+    server.terminate();
+    let (status, log) = server.wait();
+    assert_eq!(status.code(), Some(0), "{status}\n{log}");
+    assert!(log.contains("cannot be fetched") && !log.contains("panicked"), "{log}");
+}
+
+#[test]
 fn a_health_check_ends_with_the_code_that_says_how_the_server_is() {
     let server = Server::healthy(&["--model", &model("mini")]);
     let port = server.address.port().to_string();

@@ -14,7 +14,7 @@ target = $(shell $(CARGO) metadata --format-version 1 --no-deps \
 # The models that ARGS or EMBEDDING_MODEL name, if any.
 named_models = $(EMBEDDING_MODEL)$(filter --model --model=%,$(ARGS))
 
-.PHONY: help run build test deny images e2e e2e-on-a-cluster lint fmt generate bench libtorch model python kube clean
+.PHONY: help run build test deny images e2e e2e-on-a-cluster lint fmt generate bench libtorch model python kube nginx clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 18
@@ -26,7 +26,7 @@ run: build ## serve the default model, or those of ARGS, on port 9000 (PORT)
 build: libtorch ## build both programs for use
 	$(CARGO) build --release --workspace --locked
 
-test: libtorch python kube ## run all tests, with the real model
+test: libtorch python kube nginx ## run all tests, with the real model
 	$(CARGO) build --workspace --locked
 	@$(PYTHON) scripts/model "$(target)/debug/embedding-server"
 	$(CARGO) test --workspace --locked
@@ -84,6 +84,9 @@ $(packages): scripts/requirements-test.txt
 
 kube: ## provide the Kubernetes control plane and Helm that the tests run
 	@$(PYTHON) scripts/kube
+
+nginx: ## provide nginx, which the tests of docker-compose.yaml run
+	@$(PYTHON) scripts/images --provide nginx
 
 clean: ## remove what was built (LibTorch and models stay)
 	$(CARGO) clean

@@ -34,19 +34,20 @@ test: libtorch python kube nginx ## run all tests, with the real model
 images: ## build both container images, check them, and write them to target/images
 	@$(PYTHON) scripts/images
 
+# The whole workspace, as `make test` builds it: else what both need is compiled twice.
 # The programs of the node first: what they share with those of `make kube` is compiled once.
 e2e: libtorch ## run the end-to-end tests on a real node, which this starts
 	@$(PYTHON) scripts/kube node
-	$(CARGO) build --package embedding-server --locked
+	$(CARGO) build --workspace --locked
 	@$(PYTHON) scripts/model "$(target)/debug/embedding-server"
 	@$(PYTHON) scripts/images --into "$(target)/images"
-	$(CARGO) test --package embedding-server --locked --features e2e --test e2e --no-run
+	$(CARGO) test --workspace --locked --features embedding-server/e2e --test e2e --no-run
 	scripts/cluster run "$(target)/e2e" -- $(MAKE) --no-print-directory e2e-on-a-cluster
 
 # On the cluster that scripts/cluster started.
 e2e-on-a-cluster:
 	scripts/cluster load "$$CLUSTER_DIR" "$(target)"/images/*.tar
-	$(CARGO) test --package embedding-server --locked --features e2e --test e2e -- --test-threads=1 --nocapture
+	$(CARGO) test --workspace --locked --features embedding-server/e2e --test e2e -- --test-threads=1 --nocapture
 
 lint: libtorch ## check formatting and lints
 	$(CARGO) fmt --all --check

@@ -40,7 +40,7 @@ e2e: libtorch ## run the end-to-end tests on a real node, which this starts
 	@$(PYTHON) scripts/kube node
 	$(CARGO) build --workspace --locked
 	@$(PYTHON) scripts/model "$(target)/debug/embedding-server"
-	@$(PYTHON) scripts/images --into "$(target)/images"
+	@$(PYTHON) scripts/images server operator another-operator --into "$(target)/images"
 	$(CARGO) test --workspace --locked --features embedding-server/e2e --test e2e --no-run
 	scripts/cluster run "$(target)/e2e" -- $(MAKE) --no-print-directory e2e-on-a-cluster
 

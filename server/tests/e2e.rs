@@ -26,8 +26,8 @@ use serde_json::{Value, json};
 use support::{cosine, minilm};
 
 const REPO: &str = "sentence-transformers/all-MiniLM-L6-v2";
-/// Of the hub of these tests.
-const FIRST: &str = "1111111111111111111111111111111111111111";
+/// Of the hub of these tests; what crds/examples/minimal.yaml asks for.
+const FIRST: &str = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf";
 const SECOND: &str = "2222222222222222222222222222222222222222";
 const TOKEN: &str = "hf_right";
 /// How long a model may take until it serves, on a busy machine.
@@ -57,29 +57,23 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
 });
 
 impl World {
-    /// Installs the operator, or upgrades it, as the README says.
+    /// Installs the operator, or upgrades it, as the README says, but with the hub of the tests.
     fn install(&self, more: &[&str]) {
+        let command = quick_start().into_iter().find(|command| command.starts_with("helm ")).unwrap();
         let endpoint = format!("hub.endpoint={}", self.hub.endpoint.as_str().trim_end_matches('/'));
-        let chart = root().join("charts/embedding-operator");
-        let mut arguments = vec![
-            "upgrade",
-            "--install",
-            "embeddings",
-            chart.to_str().unwrap(),
-            "--namespace",
-            "embeddings",
-            "--create-namespace",
-            "--set",
-            &endpoint,
-            "--set",
-            "fetchRetrySeconds=5",
-            "--wait",
-            "--timeout",
-            "3m",
-        ];
+        let mut arguments: Vec<&str> = command.split_whitespace().skip(1).collect();
+        arguments.extend(["--set", &endpoint, "--set", "fetchRetrySeconds=5", "--timeout", "3m"]);
         arguments.extend(more);
         self.cluster.helm(&arguments);
     }
+}
+
+/// The commands of the README's section on Kubernetes, one an item.
+fn quick_start() -> Vec<String> {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let section = readme.split("\n## On Kubernetes\n").nth(1).unwrap();
+    let block = section.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
+    block.replace("\\\n", "").lines().map(str::to_owned).collect()
 }
 
 /// A model with little need, which `more` changes.
@@ -166,6 +160,21 @@ fn assert_serves(namespace: &Namespace<'_>, name: &str) {
 fn load(namespace: &Namespace<'_>, name: &str) -> Load {
     let body = json!({"texts": ["a short text"], "model": name});
     Load::start(&WORLD.runtime, namespace.service(name), "/embeddings", &body, RATE)
+}
+
+#[test]
+fn a_0_the_readmes_quick_start_ends_with_a_vector() {
+    let world = &*WORLD;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    // The first has been done.
+    let rest: Vec<_> = quick_start().into_iter().filter(|command| !command.starts_with("helm ")).collect();
+    let script = rest.join("\n").replace("9000", &port.to_string());
+    let said = world.cluster.shell(&script);
+    println!("{script}\n{}…", said.chars().take(400).collect::<String>());
+    let vector = said.lines().last().unwrap();
+    let answer: Value = serde_json::from_str(vector).unwrap_or_else(|error| panic!("{error}: {said}"));
+    assert_eq!(answer["dimensions"], 384);
+    world.cluster.kubectl(&["delete", "em/minilm", "--wait", "--timeout=60s"]);
 }
 
 #[test]
@@ -396,33 +405,48 @@ fn f_an_upgrade_restarts_no_pod_and_an_uninstall_leaves_the_models() {
     }));
     apply(&namespace, "m", &json!({"source": source}));
     namespace.until_ready("m", START);
-    let before = namespace.pods("m");
+    let before = namespace.pod_uids("m");
+    let offered = || {
+        let model = namespace.model("m");
+        let conditions = model["status"]["conditions"].as_array().unwrap();
+        conditions.iter().find(|condition| condition["type"] == "UpdateAvailable").unwrap().clone()
+    };
+    assert_eq!(offered()["status"], "False");
+
+    // Another build of the operator, whose template of the same spec is another one; and
+    // another default image.
     let image = world.cluster.server_image_again();
     let (repository, tag) = image.rsplit_once(':').unwrap();
     let (repository, tag) =
         (format!("server.image.repository={repository}"), format!("server.image.tag={tag}"));
-    world.install(&["--set", &repository, "--set", &tag]);
-    until("an update can be had", START, || {
-        let model = namespace.model("m");
-        let conditions = model["status"]["conditions"].as_array().unwrap();
-        let update = conditions.iter().find(|condition| condition["type"] == "UpdateAvailable").unwrap();
-        if update["status"] == "True" { Ok(()) } else { Err(update.to_string()) }
-    });
-    assert_eq!(namespace.pods("m"), before);
+    let another = concat!("image.tag=", env!("CARGO_PKG_VERSION"), "-another");
+    for upgrade in [&["--set", another][..], &["--set", another, "--set", &repository, "--set", &tag]] {
+        world.install(upgrade);
+        until("an update can be had", START, || {
+            let update = offered();
+            if update["status"] == "True" { Ok(()) } else { Err(update.to_string()) }
+        });
+        println!("{}", offered()["message"]);
+        assert_eq!(namespace.pod_uids("m"), before);
+    }
+    assert_serves(&namespace, "m");
     namespace.kubectl(&["annotate", "em/m", "embeddings.kagent.dev/update=now"]);
     until("other pods", START, || {
-        let pods = namespace.pods("m");
+        let pods = namespace.pod_uids("m");
         if pods != before && pods.len() == 1 && namespace.is_ready("m") {
             Ok(())
         } else {
             Err(pods.join(" "))
         }
     });
+    let grace = "jsonpath={.items[*].spec.terminationGracePeriodSeconds}";
+    let grace = namespace.kubectl(&["get", "pods", "-lapp.kubernetes.io/component=server", "-o", grace]);
+    assert!(grace.split(' ').any(|seconds| seconds == "41"), "of the other template: {grace}");
 
-    let before = namespace.pods("m");
+    let before = namespace.pod_uids("m");
     world.cluster.helm(&["uninstall", "embeddings", "--namespace", "embeddings", "--wait"]);
     assert_serves(&namespace, "m");
-    assert_eq!(namespace.pods("m"), before);
+    assert_eq!(namespace.pod_uids("m"), before);
     world.install(&["--take-ownership"]);
     namespace.kubectl(&["delete", "em/m", "--wait", "--timeout=60s"]);
 }

@@ -86,9 +86,21 @@ impl Cluster {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// From the top of the checkout, as users run it.
     pub(crate) fn helm(&self, arguments: &[&str]) -> String {
         let kubeconfig = self.folder.join("kubeconfig");
-        out(Command::new(tool("helm")).arg("--kubeconfig").arg(kubeconfig).args(arguments))
+        let mut helm = Command::new(tool("helm"));
+        out(helm.current_dir(root()).arg("--kubeconfig").arg(kubeconfig).args(arguments))
+    }
+
+    /// What commands say that users type into a shell at the top of the checkout. What they
+    /// leave running ends with them.
+    pub(crate) fn shell(&self, script: &str) -> String {
+        let path = std::env::var("PATH").unwrap();
+        let mut shell = Command::new("bash");
+        shell.args(["-euc", &format!("trap 'kill $(jobs -p)' EXIT\n{script}")]);
+        shell.env("PATH", format!("{}:{path}", tool("").display()));
+        out(shell.current_dir(root()).env("KUBECONFIG", self.folder.join("kubeconfig")))
     }
 
     fn script(&self, verb: &str) -> Command {
@@ -282,12 +294,20 @@ impl Namespace<'_> {
 
     /// The pods that serve the model and are to stay.
     pub(crate) fn pods(&self, model: &str) -> Vec<String> {
+        self.of_pods(model, "name")
+    }
+
+    pub(crate) fn pod_uids(&self, model: &str) -> Vec<String> {
+        self.of_pods(model, "uid")
+    }
+
+    fn of_pods(&self, model: &str, what: &str) -> Vec<String> {
         let selector = format!("-lembeddings.kagent.dev/model={model},app.kubernetes.io/component=server");
         let list: Value =
             serde_json::from_str(&self.kubectl(&["get", "pods", &selector, "-o", "json"])).unwrap();
         let pods = list["items"].as_array().unwrap().iter();
         let pods = pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
-        pods.map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+        pods.map(|pod| pod["metadata"][what].as_str().unwrap().to_owned()).collect()
     }
 
     pub(crate) fn restarts(&self, pod: &str) -> i64 {

@@ -7,6 +7,8 @@
 
 #[path = "e2e/cluster.rs"]
 mod cluster;
+#[path = "e2e/custom_metrics.rs"]
+mod custom_metrics;
 #[path = "support/hub.rs"]
 mod hub;
 #[path = "e2e/load.rs"]
@@ -14,11 +16,12 @@ mod load;
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use cluster::{Cluster, Namespace, until};
+use cluster::{Cluster, Namespace, root, until};
+use custom_metrics::{CustomMetrics, WAITING_TOKENS};
 use hub::{FakeHub, Tree};
 use load::Load;
 use safetensors::SafeTensors;
@@ -92,8 +95,14 @@ fn apply(namespace: &Namespace<'_>, name: &str, more: &Value) {
     }));
 }
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+/// A Secret with a token for the hub.
+fn give_token(namespace: &Namespace<'_>, token: &str) {
+    namespace.apply(&json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "hub"},
+        "stringData": {"token": token},
+    }));
 }
 
 /// As a JSON merge patch does.
@@ -353,20 +362,12 @@ fn d_what_goes_wrong_is_told_and_heals() {
 
     // A token that is wrong, and then is not.
     world.hub.require_token(TOKEN);
-    let secret = |token: &str| {
-        namespace.apply(&json!({
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": "hub"},
-            "stringData": {"token": token},
-        }));
-    };
-    secret("hf_wrong");
+    give_token(&namespace, "hf_wrong");
     let source = json!({"huggingFace": {"tokenSecretRef": {"name": "hub"}}});
     apply(&namespace, "token", &json!({"source": source}));
     told("token", "SourceRefused", "the token is not valid");
     assert!(!namespace.model("token")["status"].to_string().contains("hf_wrong"));
-    secret(TOKEN);
+    give_token(&namespace, TOKEN);
     namespace.until_ready("token", START);
 }
 
@@ -376,23 +377,51 @@ fn e_autoscaling_follows_the_load() {
     let namespace = world.cluster.namespace("scaled");
     let autoscaling = json!({"maxReplicas": 2, "targetCPUUtilizationPercentage": 50});
     let source = json!({"huggingFace": {"tokenSecretRef": {"name": "hub"}}});
-    namespace.apply(&json!({
-        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hub"}, "stringData": {"token": TOKEN},
-    }));
+    give_token(&namespace, TOKEN);
     apply(&namespace, "m", &json!({"autoscaling": autoscaling, "source": source}));
     namespace.until_ready("m", START);
     let load = load(&namespace, "m");
-    let replicas = |number: i64| {
-        until(&format!("{number} replicas"), START, || {
-            let model = namespace.model("m");
-            if model["status"]["readyReplicas"] == number { Ok(()) } else { Err(model["status"].to_string()) }
-        });
-    };
-    replicas(2);
+    namespace.until_replicas("m", 2, START);
     let up = load.end();
-    replicas(1);
+    namespace.until_replicas("m", 1, START);
     println!("{up}");
     assert_eq!(up.failures, Vec::<String>::new(), "{up}");
+}
+
+#[test]
+fn e_b_autoscaling_follows_the_queue() {
+    let world = &*WORLD;
+    let namespace = world.cluster.namespace("queued");
+    give_token(&namespace, TOKEN);
+    let autoscaling = json!({"maxReplicas": 2, "targetQueuedTokensPerReplica": 500});
+    let source = json!({"huggingFace": {"tokenSecretRef": {"name": "hub"}}});
+    // So slow that tokens wait, whatever the machine.
+    let resources = json!({"limits": {"cpu": "200m"}});
+    apply(&namespace, "m", &json!({"autoscaling": autoscaling, "source": source, "resources": resources}));
+    namespace.until_ready("m", START);
+    // No API, no metric: the autoscaler says so, and lets the model be.
+    namespace.until_scaling("m", false, WAITING_TOKENS, START);
+    assert_eq!(namespace.pods("m").len(), 1);
+    let metrics = CustomMetrics::start(&world.runtime, &namespace);
+    namespace.until_scaling("m", true, WAITING_TOKENS, START);
+    // As people look, too.
+    let path = format!("{}/namespaces/{}/pods/*/{WAITING_TOKENS}", custom_metrics::PATH, namespace.name);
+    let told: Value = serde_json::from_str(&world.cluster.kubectl(&["get", "--raw", &path])).unwrap();
+    assert_eq!(told["items"][0]["value"], "0", "{told}");
+
+    let text = |number| format!("text {number} of a bulk request: {}", "many words that wait ".repeat(5));
+    let body = json!({"texts": (0..16).map(text).collect::<Vec<_>>(), "model": "m"});
+    let load = Load::of_clients(&world.runtime, namespace.service("m"), "/embeddings", &body, 8);
+    namespace.until_replicas("m", 2, START);
+    // With both at work.
+    std::thread::sleep(Duration::from_secs(15));
+    let report = load.end();
+    namespace.until_replicas("m", 1, START);
+    println!("{report}\ntokens in line, each time that they were asked for: {metrics}");
+    assert_eq!(report.failures, Vec::<String>::new(), "{report}");
+    let events = namespace.kubectl(&["get", "events", "-o", "jsonpath={.items[*].message}"]);
+    let why = format!("New size: 2; reason: pods metric {WAITING_TOKENS} above target");
+    assert!(events.contains(&why), "{events}");
 }
 
 #[test]
@@ -400,9 +429,7 @@ fn f_an_upgrade_restarts_no_pod_and_an_uninstall_leaves_the_models() {
     let world = &*WORLD;
     let namespace = world.cluster.namespace("upgrade");
     let source = json!({"huggingFace": {"tokenSecretRef": {"name": "hub"}}});
-    namespace.apply(&json!({
-        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hub"}, "stringData": {"token": TOKEN},
-    }));
+    give_token(&namespace, TOKEN);
     apply(&namespace, "m", &json!({"source": source}));
     namespace.until_ready("m", START);
     let before = namespace.pod_uids("m");

@@ -25,8 +25,8 @@ pub(crate) struct Cluster {
 
 /// A namespace of one test. When the test fails, what is in it is told.
 pub(crate) struct Namespace<'a> {
-    cluster: &'a Cluster,
-    name: String,
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) name: String,
 }
 
 /// A volume of a size that holds.
@@ -36,7 +36,8 @@ pub(crate) struct SmallVolume<'a> {
     pub(crate) class: String,
 }
 
-fn root() -> PathBuf {
+/// The top of the checkout.
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
@@ -289,6 +290,29 @@ impl Namespace<'_> {
             let ready = self.condition(name);
             let told = ready["message"].as_str().is_some_and(|message| message.contains(says));
             if ready["reason"] == reason && told { Ok(()) } else { Err(ready.to_string()) }
+        });
+    }
+
+    /// As many as an autoscaler wants.
+    pub(crate) fn until_replicas(&self, name: &str, number: i64, patience: Duration) {
+        let begun = Instant::now();
+        until(&format!("{name} has {number} replicas"), patience, || {
+            let status = &self.model(name)["status"];
+            if status["readyReplicas"] == number { Ok(()) } else { Err(status.to_string()) }
+        });
+        println!("{name}: readyReplicas is {number} after {:.0} s", begun.elapsed().as_secs_f64());
+    }
+
+    /// What the model's autoscaler says of its metrics.
+    pub(crate) fn until_scaling(&self, name: &str, active: bool, says: &str, patience: Duration) {
+        let wanted = if active { "True" } else { "False" };
+        until(&format!("scaling is active ({wanted}) for {name}: {says}"), patience, || {
+            let autoscaler: Value =
+                serde_json::from_str(&self.kubectl(&["get", "hpa", name, "-o", "json"])).unwrap();
+            let conditions = autoscaler["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let scaling = conditions.into_iter().find(|it| it["type"] == "ScalingActive").unwrap_or_default();
+            let told = scaling["message"].as_str().is_some_and(|message| message.contains(says));
+            if scaling["status"] == wanted && told { Ok(()) } else { Err(autoscaler["status"].to_string()) }
         });
     }
 

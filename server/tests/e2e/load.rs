@@ -1,5 +1,4 @@
-//! A load that does not wait for answers: requests begin at a fixed rate, whatever became of
-//! those before, and none is tried again.
+//! Loads of requests, none of which is tried again.
 
 use std::fmt::{self, Display, Formatter};
 use std::net::SocketAddr;
@@ -48,7 +47,8 @@ pub(crate) struct Report {
 }
 
 impl Load {
-    /// Begins so many requests a second; every other one takes a connection of its own.
+    /// Begins so many requests a second, whatever became of those before; every other one takes
+    /// a connection of its own.
     pub(crate) fn start(
         runtime: &'static Runtime,
         address: SocketAddr,
@@ -69,27 +69,38 @@ impl Load {
                     break;
                 }
                 let (pool, body) = ((number % 2 == 0).then(|| Arc::clone(&pool)), body.clone());
-                requests.spawn(async move {
-                    let (began, at) = (start.elapsed(), Instant::now());
-                    let kept = pool.as_ref().and_then(|pool| pool.lock().unwrap().pop());
-                    let is_kept = kept.is_some();
-                    let answer = tokio::time::timeout(PATIENCE, exchange(address, path, body, kept)).await;
-                    let failure = match answer {
-                        Ok(Ok((200, _, connection))) => {
-                            // As pools do: one that the server ends is not kept.
-                            if let (Some(pool), Some(connection)) = (pool, connection) {
-                                pool.lock().unwrap().push(connection);
-                            }
-                            None
-                        }
-                        Ok(Ok((status, body, _))) => Some(format!("{status}: {body}")),
-                        Ok(Err(error)) => Some(error),
-                        Err(_) => Some("no answer in time".into()),
-                    };
-                    Outcome { began, took: at.elapsed(), kept: is_kept, failure }
-                });
+                requests.spawn(async move { outcome(start, address, path, body, pool.as_deref()).await });
             }
             requests.join_all().await
+        });
+        Self { stop, sender, runtime }
+    }
+
+    /// So many clients, each of which begins a request when the one before is answered: what
+    /// waits does not grow. Every request takes a connection of its own, for a Service spreads
+    /// connections.
+    pub(crate) fn of_clients(
+        runtime: &'static Runtime,
+        address: SocketAddr,
+        path: &'static str,
+        body: &Value,
+        clients: usize,
+    ) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopping, body) = (Arc::clone(&stop), body.to_string());
+        let sender = runtime.spawn(async move {
+            let (start, mut running) = (Instant::now(), JoinSet::new());
+            for _ in 0..clients {
+                let (stopping, body) = (Arc::clone(&stopping), body.clone());
+                running.spawn(async move {
+                    let mut outcomes = Vec::new();
+                    while !stopping.load(Ordering::SeqCst) {
+                        outcomes.push(outcome(start, address, path, body.clone(), None).await);
+                    }
+                    outcomes
+                });
+            }
+            running.join_all().await.into_iter().flatten().collect()
         });
         Self { stop, sender, runtime }
     }
@@ -139,17 +150,54 @@ impl Display for Report {
     }
 }
 
+/// One request of a load that began at `start`, over a connection of the pool where there is one.
+async fn outcome(
+    start: Instant,
+    address: SocketAddr,
+    path: &str,
+    body: String,
+    pool: Option<&Mutex<Vec<Connection>>>,
+) -> Outcome {
+    let (began, at) = (start.elapsed(), Instant::now());
+    let kept = pool.and_then(|pool| pool.lock().unwrap().pop());
+    let is_kept = kept.is_some();
+    let answer = tokio::time::timeout(PATIENCE, exchange(address, to_post(path, body), kept)).await;
+    let failure = match answer {
+        Ok(Ok((200, _, connection))) => {
+            // As pools do: one that the server ends is not kept.
+            if let (Some(pool), Some(connection)) = (pool, connection) {
+                pool.lock().unwrap().push(connection);
+            }
+            None
+        }
+        Ok(Ok((status, body, _))) => Some(format!("{status}: {body}")),
+        Ok(Err(error)) => Some(error),
+        Err(_) => Some("no answer in time".into()),
+    };
+    Outcome { began, took: at.elapsed(), kept: is_kept, failure }
+}
+
 /// One request over a connection of its own: the status and the body.
 pub(crate) async fn post(address: SocketAddr, path: &str, body: &Value) -> Result<(u16, String), String> {
-    let (status, body, _) = exchange(address, path, body.to_string(), None).await?;
+    let (status, body, _) = exchange(address, to_post(path, body.to_string()), None).await?;
     Ok((status, body))
+}
+
+/// The same without a body.
+pub(crate) async fn get(address: SocketAddr, path: &str) -> Result<(u16, String), String> {
+    let (status, body, _) = exchange(address, Request::get(path).body(Body::empty()).unwrap(), None).await?;
+    Ok((status, body))
+}
+
+fn to_post(path: &str, body: String) -> Request<Body> {
+    let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
+    request.body(Body::from(body)).unwrap()
 }
 
 /// One request; and its connection, where the server keeps it.
 async fn exchange(
     address: SocketAddr,
-    path: &str,
-    body: String,
+    mut request: Request<Body>,
     kept: Option<Connection>,
 ) -> Result<(u16, String, Option<Connection>), String> {
     let mut connection = match kept {
@@ -160,11 +208,7 @@ async fn exchange(
         // It ended while it was kept: nothing was sent on it.
         connection = connect(address).await?;
     }
-    let request = Request::post(path)
-        .header(header::HOST, address.to_string())
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(Body::from(body))
-        .map_err(|error| error.to_string())?;
+    request.headers_mut().insert(header::HOST, address.to_string().parse().unwrap());
     let answer = connection.send_request(request).await.map_err(|error| format!("sending: {error:?}"))?;
     let status = answer.status().as_u16();
     let ends = answer.headers().get(header::CONNECTION).is_some_and(|value| value == "close");

@@ -1,6 +1,6 @@
 //! /healthz, /readyz and /metrics.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::http::{StatusCode, header};
@@ -8,6 +8,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 
 use crate::metrics::Metrics;
+use crate::mutex::lock;
 
 /// Whether the operator can work: it has reached the API server, and what it watches is
 /// defined there. A replica that waits for the lease is ready, too: it is ready to take
@@ -24,17 +25,17 @@ impl Default for Ready {
 impl Ready {
     /// From now on.
     pub fn set(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.0) = None;
     }
 
     /// Not yet, and why.
     pub fn waits(&self, why: &str) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+        *lock(&self.0) = Some(why.to_owned());
     }
 
     /// Why not.
     fn missing(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0).clone()
     }
 }
 

@@ -14,6 +14,7 @@
 pub mod apply;
 pub mod build;
 pub mod diagnose;
+pub mod events;
 pub mod fetched;
 pub mod object;
 pub mod observe;
@@ -22,7 +23,7 @@ pub mod same;
 pub mod validate;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -30,7 +31,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::runtime::controller::{Action, Controller};
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -48,6 +49,7 @@ use crate::config::Config;
 use crate::crd::EmbeddingModel;
 use crate::crd::status::{ConditionType, EmbeddingModelStatus, Reason};
 use crate::metrics::Metrics;
+use crate::mutex::lock;
 
 /// How long until a model in order is looked at again, for what no watch tells.
 const RESYNC: Duration = Duration::from_mins(10);
@@ -100,7 +102,7 @@ impl Context {
     /// The status that the model has: the watch may lag behind what was written.
     fn status_of(&self, model: &EmbeddingModel) -> Option<EmbeddingModelStatus> {
         let version = |model: &EmbeddingModel| model.resource_version()?.parse::<u64>().ok();
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = lock(&self.written);
         let reference = ObjectRef::from_obj(model);
         match written.get(&reference) {
             Some(last) if last.uid() == model.uid() && version(last) > version(model) => last.status.clone(),
@@ -113,7 +115,7 @@ impl Context {
     }
 
     fn wrote(&self, model: EmbeddingModel) {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = lock(&self.written);
         written.insert(ObjectRef::from_obj(&model), model);
     }
 
@@ -125,14 +127,14 @@ impl Context {
         observed: &observe::Observed,
     ) -> Option<observe::Progress> {
         let reference = ObjectRef::from_obj(model);
-        let known = self.progress.lock().unwrap_or_else(PoisonError::into_inner).get(&reference).copied();
+        let known = lock(&self.progress).get(&reference).copied();
         if let Some((asked, known)) = known
             && asked.elapsed() < PROGRESS
         {
             return known;
         }
         let now = observe::progress(&self.client, model, observed).await;
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut progress = lock(&self.progress);
         if now.is_some() {
             progress.insert(reference, (Instant::now(), now));
         } else {
@@ -143,19 +145,20 @@ impl Context {
 
     /// Remembers nothing of a model that is gone.
     fn forget(&self, reference: &ObjectRef<EmbeddingModel>) {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(reference);
-        self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(reference);
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner).remove(reference);
+        lock(&self.failures).remove(reference);
+        lock(&self.written).remove(reference);
+        lock(&self.progress).remove(reference);
+        self.metrics.forget(reference);
     }
 
     /// How many reconciles of the model have failed in a row, so far.
     fn failed_before(&self, model: &EmbeddingModel) -> u32 {
-        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let failures = lock(&self.failures);
         failures.get(&ObjectRef::from_obj(model)).copied().unwrap_or_default()
     }
 
     fn failures_of(&self, model: &EmbeddingModel, failed: bool) -> u32 {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failures = lock(&self.failures);
         let reference = ObjectRef::from_obj(model);
         if !failed {
             failures.remove(&reference);
@@ -263,12 +266,16 @@ fn next_look(files: &State, status: &EmbeddingModelStatus, now: Timestamp) -> Du
     if let Some(wait) = fetched::wait(files, now) {
         return wait.clamp(Duration::from_secs(1), RESYNC);
     }
-    let condition =
-        |type_: ConditionType| status.conditions.iter().find(|condition| condition.type_ == type_.name());
-    match condition(ConditionType::Ready) {
-        Some(ready) if ready.status == "True" || ready.reason == Reason::ScaledToZero.name() => RESYNC,
-        _ if condition(ConditionType::Stalled).is_some() => STALLED,
-        _ => PROGRESS,
+    let scaled_to_zero = || {
+        let ready = status.condition(ConditionType::Ready);
+        ready.is_some_and(|ready| ready.reason == Reason::ScaledToZero.name())
+    };
+    if status.holds(ConditionType::Ready) || scaled_to_zero() {
+        RESYNC
+    } else if status.holds(ConditionType::Stalled) {
+        STALLED
+    } else {
+        PROGRESS
     }
 }
 
@@ -333,6 +340,7 @@ async fn report(
 ) -> Result<EmbeddingModelStatus, Error> {
     let model = &EmbeddingModel { status: context.status_of(model), ..model.clone() };
     let status = report::status(model, observed, outcome, now);
+    context.metrics.set_conditions(&ObjectRef::from_obj(model), &status);
     if report::is_same(model.status.as_ref(), &status) {
         return Ok(status);
     }
@@ -352,7 +360,7 @@ async fn report(
         Err(kube::Error::Api(error)) if error.is_not_found() => return Ok(status),
         Err(error) => return Err(Error::Report(error)),
     }
-    if let Some(event) = transition(model.status.as_ref(), &status) {
+    if let Some(event) = events::transition(model.status.as_ref(), &status) {
         let reference: ObjectReference = model.object_ref(&());
         if let Err(error) = context.recorder.publish(&event, &reference).await {
             // Events are a courtesy; the status has the truth.
@@ -360,31 +368,6 @@ async fn report(
         }
     }
     Ok(status)
-}
-
-/// What to tell when `Ready` changes, or its reason.
-fn transition(old: Option<&EmbeddingModelStatus>, new: &EmbeddingModelStatus) -> Option<Event> {
-    let ready = |status: &EmbeddingModelStatus| {
-        status.conditions.iter().find(|condition| condition.type_ == ConditionType::Ready.name()).cloned()
-    };
-    let now = ready(new)?;
-    if let Some(was) = old.and_then(ready)
-        && (was.status.as_str(), was.reason.as_str()) == (now.status.as_str(), now.reason.as_str())
-    {
-        return None;
-    }
-    let degraded = new
-        .conditions
-        .iter()
-        .any(|condition| condition.type_ == ConditionType::Degraded.name() && condition.status == "True");
-    Some(Event {
-        type_: if degraded { EventType::Warning } else { EventType::Normal },
-        reason: now.reason,
-        // The API server takes 1024 bytes.
-        note: Some(now.message[..now.message.floor_char_boundary(1000)].to_owned()),
-        action: "Reconcile".into(),
-        secondary: None,
-    })
 }
 
 /// Reconciles the models of these namespaces (none: of all) until `stop` is done, and what
@@ -504,7 +487,8 @@ fn controller(client: &Client, namespace: Option<&str>) -> Controller<EmbeddingM
     let models = watcher(models, watcher::Config::default())
         .backoff(WatchBackoff::default())
         .reflect(writer)
-        .applied_objects();
+        // Those that are deleted as well: they are forgotten at once.
+        .touched_objects();
     let mut controller = Controller::for_stream(models, reader).trigger_backoff(NoBackoff);
     // The other's definition may not be there.
     for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::ServiceMonitor) {

@@ -15,5 +15,6 @@ pub mod controller;
 pub mod crd;
 pub mod lease;
 pub mod metrics;
+mod mutex;
 pub mod run;
 pub mod telemetry;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -11,6 +12,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::controller::Error;
+use crate::crd::EmbeddingModel;
+use crate::crd::status::{ConditionType, EmbeddingModelStatus};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
@@ -32,6 +35,20 @@ struct Of {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Name {
     name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModelCondition {
+    namespace: String,
+    name: String,
+    r#type: &'static str,
+}
+
+impl ModelCondition {
+    fn new(model: &ObjectRef<EmbeddingModel>, type_: ConditionType) -> Self {
+        let namespace = model.namespace.clone().unwrap_or_default();
+        Self { namespace, name: model.name.clone(), r#type: type_.name() }
+    }
 }
 
 const CONTROLLER: &str = "embeddingmodel";
@@ -56,6 +73,7 @@ pub struct Metrics {
     limit: Gauge,
     time: Family<Of, Histogram, fn() -> Histogram>,
     leader: Family<Name, Gauge>,
+    conditions: Family<ModelCondition, Gauge>,
 }
 
 impl Default for Metrics {
@@ -105,6 +123,12 @@ impl Metrics {
             "1 while this replica holds the lease, else 0",
             leader.clone(),
         );
+        let conditions = Family::<ModelCondition, Gauge>::default();
+        registry.register(
+            "embedding_operator_model_condition",
+            "1 while an EmbeddingModel has this condition, else 0",
+            conditions.clone(),
+        );
         // What never happened is 0, so that its first time is an increase.
         for result in ["success", "requeue_after", "error"] {
             drop(total.get_or_create(&Outcome { controller: CONTROLLER, result }));
@@ -112,7 +136,7 @@ impl Metrics {
         for step in ["observe", "apply", "report"] {
             drop(errors.get_or_create(&Step { controller: CONTROLLER, step }));
         }
-        Self { registry, total, errors, active, limit, time, leader }
+        Self { registry, total, errors, active, limit, time, leader, conditions }
     }
 
     /// A reconcile begins. It is under way until what this gives is dropped.
@@ -150,11 +174,67 @@ impl Metrics {
         self.leader.get_or_create(&Name { name: lease.to_owned() }).set(leads.into());
     }
 
+    /// What the conditions of a model are.
+    pub fn set_conditions(&self, model: &ObjectRef<EmbeddingModel>, status: &EmbeddingModelStatus) {
+        for type_ in ConditionType::ALL {
+            let holds = status.holds(type_);
+            self.conditions.get_or_create(&ModelCondition::new(model, type_)).set(holds.into());
+        }
+    }
+
+    /// A model is gone.
+    pub fn forget(&self, model: &ObjectRef<EmbeddingModel>) {
+        for type_ in ConditionType::ALL {
+            self.conditions.remove(&ModelCondition::new(model, type_));
+        }
+    }
+
     /// In Prometheus' text format.
     pub fn text(&self) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn conditions_are_told_until_the_model_is_gone() {
+        let metrics = Metrics::new();
+        let conditions = |ready: &str| {
+            let ready = json!({"type": "Ready", "status": ready, "reason": "x", "message": "x", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+            serde_json::from_value::<EmbeddingModelStatus>(json!({"conditions": [ready]})).unwrap()
+        };
+        let samples = || {
+            let text = metrics.text();
+            let samples = text.lines().filter(|line| line.starts_with("embedding_operator_model_condition{"));
+            let mut samples: Vec<String> = samples.map(str::to_owned).collect();
+            samples.sort_unstable();
+            samples
+        };
+        let model = |name: &str| ObjectRef::new(name).within("search");
+        metrics.set_conditions(&model("one"), &conditions("True"));
+        metrics.set_conditions(&model("two"), &conditions("False"));
+        let ready = |name: &str| {
+            format!(
+                "embedding_operator_model_condition{{namespace=\"search\",name=\"{name}\",type=\"Ready\"}} "
+            )
+        };
+        let told = samples();
+        assert_eq!(told.len(), 2 * ConditionType::ALL.len(), "{told:#?}");
+        assert!(told.contains(&(ready("one") + "1")) && told.contains(&(ready("two") + "0")), "{told:#?}");
+        assert_eq!(told.iter().filter(|sample| sample.ends_with(" 1")).count(), 1, "{told:#?}");
+
+        metrics.set_conditions(&model("one"), &conditions("Unknown"));
+        metrics.forget(&model("two"));
+        let told = samples();
+        assert_eq!(told.len(), ConditionType::ALL.len(), "{told:#?}");
+        assert!(told.contains(&(ready("one") + "0")), "{told:#?}");
     }
 }

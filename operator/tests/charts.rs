@@ -2,6 +2,8 @@
 #![allow(missing_docs, reason = "tests say what they test by their names")]
 #![allow(clippy::unwrap_used, reason = "a test that unwraps in vain fails, as it should")]
 
+#[path = "charts/conform.rs"]
+mod conform;
 #[path = "charts/every_value.rs"]
 mod every_value;
 #[path = "charts/helm.rs"]
@@ -327,8 +329,8 @@ fn models_become_objects_and_what_no_model_has_is_refused() {
     }
 }
 
-#[test]
-fn every_example_of_a_model_is_one_for_the_chart() {
+/// Values that make all examples of models.
+fn example_models() -> Value {
     let mut models = serde_json::Map::new();
     for entry in std::fs::read_dir(root().join("crds/examples")).unwrap() {
         let path = entry.unwrap().path();
@@ -340,28 +342,23 @@ fn every_example_of_a_model_is_one_for_the_chart() {
             );
         }
     }
-    let objects = render(MODELS, &json!({"models": models}));
-    assert_eq!(objects.len(), models.len());
+    json!({ "models": models })
+}
+
+#[test]
+fn every_example_of_a_model_is_one_for_the_chart() {
+    let values = example_models();
+    let objects = render(MODELS, &values);
+    assert_eq!(objects.len(), values["models"].as_object().unwrap().len());
     for object in objects {
-        assert_eq!(object["spec"], models[&of(&object).2]["spec"]);
+        assert_eq!(object["spec"], values["models"][&of(&object).2]["spec"]);
     }
 }
 
 /// Files that are made from the code or from other files. `UPDATE_GENERATED=1` writes them.
 mod generated {
     use super::*;
-
-    fn assert_generated(path: &std::path::Path, text: &str) {
-        if std::env::var_os("UPDATE_GENERATED").is_some() {
-            std::fs::write(path, text).unwrap();
-        }
-        let found = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(
-            found == text,
-            "{} is not up to date: run `make generate` and look at the difference",
-            path.display()
-        );
-    }
+    use crate::support::generated::assert_generated;
 
     #[test]
     fn the_chart_has_the_definition_and_the_schema_of_the_types() {

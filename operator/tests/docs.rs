@@ -4,6 +4,9 @@
 //! `make generate` writes the files anew.
 #![allow(clippy::unwrap_used, reason = "a test that unwraps in vain fails, as it should")]
 
+#[path = "support/generated.rs"]
+mod generated;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +14,8 @@ use clap::{Arg, CommandFactory as _};
 use embedding_operator::config::Cli;
 use embedding_operator::controller::build::names;
 use embedding_operator::crd::status::{ConditionType, Reason};
+
+use generated::assert_generated;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -45,16 +50,7 @@ fn the_configuration_reference() {
     cli.get_arguments()
         .filter(|argument| argument.get_long().is_some())
         .for_each(|argument| row(&mut text, argument));
-    let path = root().join("docs/operator-configuration.md");
-    if std::env::var_os("UPDATE_GENERATED").is_some() {
-        std::fs::write(&path, &text).unwrap();
-    }
-    let committed = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        committed == text,
-        "{} is not what the code makes: run `make generate` and commit it",
-        path.display()
-    );
+    assert_generated(&root().join("docs/operator-configuration.md"), &text);
 }
 
 #[test]

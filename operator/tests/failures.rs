@@ -420,6 +420,8 @@ async fn a_download_that_fails_is_tried_again_until_it_succeeds() {
     assert!(events.contains(&warning(Reason::FetchFailed)), "{events:?}");
     assert!(events.contains(&warning(Reason::SourceRefused)), "{events:?}");
     assert!(events.contains(&("Normal".to_owned(), "Ready".to_owned())), "{events:?}");
+    // That it is tried again is no news.
+    assert!(!events.contains(&warning(Reason::Fetching)), "{events:?}");
     scene.end().await;
 }
 

@@ -1,6 +1,9 @@
 //! Each example, and the objects that it becomes: whole, as they are applied.
 #![allow(clippy::unwrap_used, reason = "a test that unwraps in vain fails, as it should")]
 
+#[path = "support/generated.rs"]
+mod generated;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -17,6 +20,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt as _;
 use serde_json::json;
+
+use generated::assert_generated;
 
 const SUMMARY: &str = r#"{"repo":"org/name","revision":"main","commit":"0123456789012345678901234567890123456789","directory":"/models/x","files":9,"bytes":91336405,"downloaded_bytes":91336405,"architecture":"bert","dimensions":384,"max_tokens":256}"#;
 
@@ -113,20 +118,6 @@ fn stages(model: &EmbeddingModel) -> Vec<(&'static str, Desired)> {
     let serving = build(&cluster(&fetched, model));
     assert_eq!(fetched, serving, "what is applied once is what should be");
     vec![("fetching", fetching), ("serving", serving)]
-}
-
-/// Compares with a committed file, or writes it when `UPDATE_GENERATED` is set.
-fn assert_generated(path: &Path, text: &str) {
-    if std::env::var_os("UPDATE_GENERATED").is_some() {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
-    }
-    let found = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(
-        found == text,
-        "{} is not up to date: run `make generate` and look at the difference",
-        path.display()
-    );
 }
 
 #[test]

@@ -16,7 +16,7 @@ use clap::CommandFactory as _;
 use embedding_operator::config::Cli;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use support::cluster::{ControlPlane, Namespace};
 use support::kubelet::FakeNode;
@@ -233,6 +233,9 @@ async fn it_leads_works_releases_and_another_takes_over() {
         "controller_runtime_reconcile_total{controller=\"embeddingmodel\",result=\"requeue_after\"}";
     assert!(first.metric(requeued).await > Some(1.0));
     assert_eq!(second.metric(requeued).await, Some(0.0), "only the leader works");
+    let ready =
+        format!("embedding_operator_model_condition{{namespace=\"{own}\",name=\"minilm\",type=\"Ready\"}}");
+    assert_eq!((first.metric(&ready).await, second.metric(&ready).await), (Some(1.0), None));
 
     assert_eq!(held_by(plane, &namespace).await.as_deref(), Some("first"));
     first.terminate();
@@ -245,6 +248,14 @@ async fn it_leads_works_releases_and_another_takes_over() {
     change(&models, "minilm", json!({"spec": {"replicas": 2}})).await;
     wait_until_ready(&models, "minilm").await;
     assert!(second.metric(requeued).await > Some(0.0));
+
+    // No metric outlives its model.
+    models.delete("minilm", &DeleteParams::default()).await.unwrap();
+    wait_for("the model forgotten", Duration::from_secs(5), async || match second.metric(&ready).await {
+        None => Ok(()),
+        value => Err(format!("{value:?}")),
+    })
+    .await;
 
     // Somebody else has it: this one must not work on, and says so to who starts it anew.
     let leases: Api<Lease> = Api::namespaced(plane.client(), &namespace);

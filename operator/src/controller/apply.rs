@@ -8,13 +8,14 @@
 //! - An object that is not ours is never written to nor deleted.
 //! - Objects are applied in the order of [`Kind`], so each finds what it needs.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::{Client, ResourceExt as _};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::build::{self, Desired, names};
-use super::object::{Kind, Object};
+use super::object::{Kind, Object, is_owned_by};
 use super::observe::Observed;
 use super::same;
 use super::validate::{Files, ValidModel};
@@ -145,7 +146,7 @@ async fn prune(
 
 /// Whether an object goes with the model.
 fn is_ours(found: &DynamicObject, model: &ValidModel) -> bool {
-    found.owner_references().iter().any(|owner| owner.uid == model.uid)
+    is_owned_by(found, &model.uid)
 }
 
 /// Whether an object goes with a model of this name that is gone: the cluster removes it soon.
@@ -214,7 +215,7 @@ async fn apply_one(
         if found.metadata.deletion_timestamp.is_some() {
             return Ok(0);
         }
-        let shares = kind != Kind::Job && owned_by_update(found).is_some();
+        let shares = kind != Kind::Job && found.managed_fields().iter().any(is_of_overwrite);
         let halted = kind == Kind::Deployment && is_halted(found, &wanted);
         if !shares && !halted && is_same(found, &wanted) {
             return Ok(0);
@@ -232,7 +233,7 @@ async fn apply_one(
             return relabel(&api, found, &wanted).await.map_err(failed("labelling"));
         }
         if shares {
-            disown_update(&api, found).await.map_err(failed("disowning fields of"))?;
+            disown_overwrite(&api, found).await.map_err(failed("disowning fields of"))?;
         }
         if halted || (kind == Kind::Deployment && gives_up_replicas(found, &wanted)) {
             hand_over_replicas(&api, found).await.map_err(failed("handing over the replicas of"))?;
@@ -266,37 +267,37 @@ async fn overwrite(api: &Api<DynamicObject>, found: &DynamicObject, wanted: &Dyn
     if spec["strategy"]["type"] == "Recreate" {
         spec["strategy"]["rollingUpdate"] = Value::Null;
     }
-    let parameters =
-        PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
     let patch = json!({
         "metadata": {"uid": found.uid(), "resourceVersion": found.resource_version()},
         "spec": spec,
     });
-    api.patch(&found.name_any(), &parameters, &Patch::Merge(&patch)).await.is_ok()
+    merge(api, found, &patch).await.is_ok()
 }
 
-/// Which of the managers' entries is ours of an [`overwrite`]. It makes us an owner a second
-/// time, of fields that a later apply could not take away.
-fn owned_by_update(found: &DynamicObject) -> Option<usize> {
-    found.managed_fields().iter().position(|entry| {
-        entry.manager.as_deref() == Some(names::FIELD_MANAGER) && entry.operation.as_deref() == Some("Update")
-    })
+/// Whether a manager's entry is ours of an [`overwrite`]. It makes us an owner a second time,
+/// of fields that a later apply could not take away.
+fn is_of_overwrite(entry: &ManagedFieldsEntry) -> bool {
+    entry.manager.as_deref() == Some(names::FIELD_MANAGER) && entry.operation.as_deref() == Some("Update")
 }
 
-/// Takes that entry away, at the look after: whatever happens in between, it is found again.
-async fn disown_update(api: &Api<DynamicObject>, found: &DynamicObject) -> Result<(), kube::Error> {
+/// Takes such entries away, at the look after: whatever happens in between, they are found
+/// again.
+async fn disown_overwrite(api: &Api<DynamicObject>, found: &DynamicObject) -> Result<(), kube::Error> {
     let mut kept = found.managed_fields().to_vec();
-    if let Some(ours) = owned_by_update(found) {
-        kept.remove(ours);
-    }
+    kept.retain(|entry| !is_of_overwrite(entry));
     let patch = json!({"metadata": {
         "uid": found.uid(),
         "resourceVersion": found.resource_version(),
         "managedFields": kept,
     }});
+    merge(api, found, &patch).await
+}
+
+/// Changes some fields of an object that is there, outside of what is applied.
+async fn merge(api: &Api<DynamicObject>, found: &DynamicObject, patch: &Value) -> Result<(), kube::Error> {
     let parameters =
         PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
-    api.patch(&found.name_any(), &parameters, &Patch::Merge(&patch)).await.map(drop)
+    api.patch(&found.name_any(), &parameters, &Patch::Merge(patch)).await.map(drop)
 }
 
 /// Whether applying `wanted` would change nothing: it is what was applied last, and all of
@@ -329,9 +330,7 @@ async fn relabel(
         return Ok(0);
     }
     let labels = json!({"metadata": {"uid": found.uid(), "labels": wanted.labels()}});
-    let parameters =
-        PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
-    api.patch(&found.name_any(), &parameters, &Patch::Merge(&labels)).await?;
+    merge(api, found, &labels).await?;
     Ok(1)
 }
 

@@ -165,7 +165,7 @@ pub(super) fn is_complete(deployment: &Deployment) -> bool {
 }
 
 /// Whether a pod has ended, and holds nothing any more.
-fn is_over(pod: &Pod) -> bool {
+pub(super) fn is_over(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
 }

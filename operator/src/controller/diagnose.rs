@@ -5,7 +5,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStatus, PersistentVolumeClaim, Pod};
 use kube::ResourceExt as _;
 
-use super::build::names;
+use super::build::{self, names};
 use super::fetched;
 use super::object::Kind;
 use super::observe::Observed;
@@ -47,13 +47,6 @@ pub fn problems(name: &str, observed: &Observed) -> Vec<Problem> {
     problems
 }
 
-/// The claim of the model's cache, while it has no volume yet.
-pub fn unbound(name: &str, observed: &Observed) -> Option<String> {
-    let claim = observed.cache(name)?;
-    let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
-    (phase != Some("Bound")).then(|| claim.name_any())
-}
-
 /// Whether a claim asks for more than its volume has.
 pub fn is_growing(claim: &PersistentVolumeClaim) -> bool {
     let wanted = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.requests.as_ref());
@@ -89,7 +82,7 @@ fn of_claim(claim: &PersistentVolumeClaim, observed: &Observed) -> Option<Proble
 fn of_pod(model: &str, pod: &Pod, observed: &Observed) -> Option<Problem> {
     let name = pod.name_any();
     let status = pod.status.as_ref()?;
-    if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+    if build::is_over(pod) {
         return None;
     }
     let conditions = status.conditions.as_deref().unwrap_or_default();
@@ -98,7 +91,9 @@ fn of_pod(model: &str, pod: &Pod, observed: &Observed) -> Option<Problem> {
         && scheduled.status == "False"
     {
         let says = line(scheduled.message.as_deref().unwrap_or("no node can run it"));
-        if says.contains("unbound immediate PersistentVolumeClaims") && unbound(model, observed).is_some() {
+        if says.contains("unbound immediate PersistentVolumeClaims")
+            && observed.unbound_cache(model).is_some()
+        {
             // It waits as it should; what is wrong with the claim is told of the claim.
             return None;
         }

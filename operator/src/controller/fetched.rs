@@ -12,6 +12,7 @@ use kube::ResourceExt as _;
 use serde::{Deserialize, Serialize};
 
 use super::build::{self, names};
+use super::object::is_owned_by;
 use super::observe::Observed;
 use super::validate::{Download, Files, ValidModel};
 use crate::config::Config;
@@ -178,11 +179,8 @@ fn end_of(job: &Job) -> End {
 
 /// The Job's pods, the newest first.
 pub fn pods_of<'a>(pods: &'a [Pod], job: &Job) -> Vec<&'a Pod> {
-    let uid = job.uid();
-    let mut pods: Vec<&Pod> = pods
-        .iter()
-        .filter(|pod| pod.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref()))
-        .collect();
+    let Some(uid) = job.uid() else { return Vec::new() };
+    let mut pods: Vec<&Pod> = pods.iter().filter(|pod| is_owned_by(*pod, &uid)).collect();
     pods.sort_by_key(|pod| std::cmp::Reverse(pod.creation_timestamp().map(|time| time.0)));
     pods
 }

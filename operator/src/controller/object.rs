@@ -1,6 +1,6 @@
 //! The kinds of objects that a model is made of, and one such object.
 
-use kube::ResourceExt as _;
+use kube::ResourceExt;
 use kube::api::{ApiResource, DynamicObject};
 use kube::core::GroupVersionKind;
 use serde::Serialize;
@@ -61,6 +61,11 @@ impl Kind {
         };
         ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
     }
+}
+
+/// Whether the object with this unique id is an owner of `object`.
+pub fn is_owned_by(object: &impl ResourceExt, uid: &str) -> bool {
+    object.owner_references().iter().any(|owner| owner.uid == uid)
 }
 
 /// An object as it should be.

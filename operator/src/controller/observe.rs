@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 
 use super::build::names;
 use super::diagnose;
-use super::object::Kind;
+use super::object::{Kind, is_owned_by};
 use crate::crd::EmbeddingModel;
 
 /// An object that could not be read.
@@ -78,6 +78,13 @@ impl Observed {
         self.get(Kind::PersistentVolumeClaim, &names::cache(name))
     }
 
+    /// The claim of the model's cache, while it has no volume yet.
+    pub fn unbound_cache(&self, name: &str) -> Option<String> {
+        let claim = self.cache(name)?;
+        let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
+        (phase != Some("Bound")).then(|| claim.name_any())
+    }
+
     /// The Jobs that fetch.
     pub fn jobs(&self) -> Vec<Job> {
         self.all(Kind::Job)
@@ -121,7 +128,7 @@ pub struct Progress {
 /// knows; where it cannot be read, nothing is known.
 pub async fn progress(client: &Client, model: &EmbeddingModel, observed: &Observed) -> Option<Progress> {
     let fetches = |pod: &&Pod| {
-        pod.labels().get(names::COMPONENT_LABEL).is_some_and(|component| component == names::FETCH)
+        names::is_of(pod, names::FETCH)
             && pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
     };
     let pod = observed.pods.iter().find(fetches)?;
@@ -186,9 +193,8 @@ pub async fn observe(client: &Client, model: &EmbeddingModel) -> Result<Observed
 /// Whether an object is the model's own, and not one that somebody gave our label: only by its
 /// owner, or where it is a claim that outlived its model.
 fn is_ours(kind: Kind, object: &DynamicObject, model: &EmbeddingModel) -> bool {
-    let owners = object.owner_references();
-    owners.iter().any(|owner| Some(&owner.uid) == model.metadata.uid.as_ref())
-        || (kind == Kind::PersistentVolumeClaim && owners.is_empty())
+    let retained = kind == Kind::PersistentVolumeClaim && object.owner_references().is_empty();
+    retained || model.uid().is_some_and(|uid| is_owned_by(object, &uid))
 }
 
 /// The model's objects of a kind; none where the cluster does not know the kind.

@@ -15,7 +15,7 @@ use kube::ResourceExt as _;
 use super::build::{self, Desired, Replicas, names};
 use super::diagnose::{self, Problem};
 use super::fetched::{self, State};
-use super::object::{Kind, Object};
+use super::object::{Kind, Object, is_owned_by};
 use super::observe::Observed;
 use super::same;
 use super::validate::{Files, Refusal, ValidModel};
@@ -70,11 +70,9 @@ pub fn status(
     let name = model.name_any();
     let old = model.status.clone().unwrap_or_default();
     // One of somebody else may have our label.
-    let is_ours = |deployment: &Deployment| {
-        deployment.owner_references().iter().any(|owner| Some(&owner.uid) == model.metadata.uid.as_ref())
-    };
+    let is_ours = |deployment: &Deployment| model.uid().is_some_and(|uid| is_owned_by(deployment, &uid));
     let deployment = observed.and_then(|observed| observed.deployment(&name)).filter(is_ours);
-    let unbound = observed.and_then(|observed| diagnose::unbound(&name, observed));
+    let unbound = observed.and_then(|observed| observed.unbound_cache(&name));
     let problems = observed.map(|observed| diagnose::problems(&name, observed)).unwrap_or_default();
     let mut status = EmbeddingModelStatus {
         observed_generation: model.metadata.generation,
@@ -104,14 +102,12 @@ pub fn status(
         status.rollout = Some(desired.rollout.clone());
     }
     let generation = model.metadata.generation;
-    let is_ready =
-        |condition: &Condition| condition.type_ == ConditionType::Ready.name() && condition.status == "True";
     let seen = Seen {
         deployment: deployment.as_ref(),
         problems: &problems,
         unbound: unbound.as_deref(),
         observed,
-        was_ready: old.observed_generation == generation && old.conditions.iter().any(is_ready),
+        was_ready: old.observed_generation == generation && old.holds(ConditionType::Ready),
     };
     let judged = judge(outcome, wanted, &seen, &old);
     let condition = |type_: ConditionType, (holds, reason, message): Verdict| {
@@ -299,12 +295,15 @@ fn reached(model: &ValidModel, seen: &Seen<'_>) -> String {
 
 /// While a download that failed is tried again, that it failed stays told.
 fn still_failing(old: &EmbeddingModelStatus, healthy: Verdict) -> Verdict {
-    let was = old.conditions.iter().find(|was| was.type_ == ConditionType::Degraded.name());
-    let Some(was) = was.filter(|was| was.status == "True") else { return healthy };
-    let reasons = [Reason::FetchFailed, Reason::SourceRefused];
-    let Some(reason) = reasons.into_iter().find(|reason| reason.name() == was.reason) else { return healthy };
-    let says = was.message.split(NEXT_TRY).next().unwrap_or_default();
-    (true, reason, says.to_owned())
+    failing_download(old).map_or(healthy, |(reason, says)| (true, reason, says.to_owned()))
+}
+
+/// The word for a download that fails, and the cause without the time of the next try.
+pub fn failing_download(status: &EmbeddingModelStatus) -> Option<(Reason, &str)> {
+    let degraded = status.condition(ConditionType::Degraded).filter(|it| it.status == "True")?;
+    let mut reasons = [Reason::FetchFailed, Reason::SourceRefused].into_iter();
+    let reason = reasons.find(|reason| reason.name() == degraded.reason)?;
+    Some((reason, degraded.message.split(NEXT_TRY).next().unwrap_or_default()))
 }
 
 /// What comes before the time of the next try.
@@ -449,7 +448,7 @@ fn update(desired: &Desired) -> Verdict {
 
 /// What was known before; where nothing was, why nothing is.
 fn keep(old: &EmbeddingModelStatus, type_: ConditionType, outcome: &Outcome<'_>) -> Verdict {
-    let was = old.conditions.iter().find(|condition| condition.type_ == type_.name());
+    let was = old.condition(type_);
     let reason = was.and_then(|was| Reason::ALL.into_iter().find(|reason| reason.name() == was.reason));
     match (was, reason) {
         (Some(was), Some(reason)) => (was.status == "True", reason, was.message.clone()),
@@ -472,7 +471,7 @@ fn condition(
     now: Timestamp,
 ) -> Condition {
     let status = if holds { "True" } else { "False" };
-    let was = old.conditions.iter().find(|condition| condition.type_ == type_.name());
+    let was = old.condition(type_);
     let since = was.filter(|was| was.status == status).map(|was| was.last_transition_time.clone());
     Condition {
         type_: type_.name().into(),

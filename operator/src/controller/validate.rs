@@ -14,6 +14,7 @@ use serde::Serialize;
 use url::{Host, Url};
 
 use super::build::names;
+use super::object::is_owned_by;
 use super::observe::Observed;
 use crate::config::Config;
 use crate::crd::rules::{
@@ -425,10 +426,8 @@ fn stays_the_same_volume(
     uid: &str,
 ) -> Result<(), Refusal> {
     let ours = |claim: &&PersistentVolumeClaim| {
-        let owners = claim.owner_references();
         claim.metadata.deletion_timestamp.is_none()
-            && (claim.annotations().contains_key(names::RETAINED_BY_ANNOTATION)
-                || owners.iter().any(|owner| owner.uid == uid))
+            && (claim.annotations().contains_key(names::RETAINED_BY_ANNOTATION) || is_owned_by(*claim, uid))
     };
     let Some((claim, spec)) = found.filter(ours).and_then(|claim| Some((claim, claim.spec.as_ref()?))) else {
         return Ok(());

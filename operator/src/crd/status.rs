@@ -52,6 +52,18 @@ pub struct EmbeddingModelStatus {
     pub conditions: Vec<Condition>,
 }
 
+impl EmbeddingModelStatus {
+    /// The condition of that type.
+    pub fn condition(&self, type_: ConditionType) -> Option<&Condition> {
+        self.conditions.iter().find(|condition| condition.type_ == type_.name())
+    }
+
+    /// Whether the condition of that type is there and true.
+    pub fn holds(&self, type_: ConditionType) -> bool {
+        self.condition(type_).is_some_and(|condition| condition.status == "True")
+    }
+}
+
 /// What was learned about the model when it was fetched.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

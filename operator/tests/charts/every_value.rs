@@ -1,5 +1,5 @@
 //! Values in each combination of two: what is so for all of them, and that a real API server
-//! takes what is made of them.
+//! and kubeconform take what is made of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -13,13 +13,15 @@ use kube::runtime::wait::Condition as _;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
-use super::render::{all, container, of, one, render, settings, yaml};
+use super::conform::Schemas;
+use super::render::{Rendered, all, container, of, one, rendered, settings, yaml};
 use super::support::cluster::ControlPlane;
 use super::support::operator::PATIENCE;
 use super::support::wait::{wait_for, wait_for_object};
-use super::{MODELS, OPERATOR, pairs, read};
+use super::{MODELS, OPERATOR, example_models, pairs, read};
 
 const FACTORS: &str = include_str!("factors.yaml");
+const FACTORS_OF_MODELS: &str = include_str!("factors-models.yaml");
 
 /// The values of a case.
 fn values_of(factors: &[Vec<Value>], case: &[usize]) -> Value {
@@ -30,6 +32,20 @@ fn values_of(factors: &[Vec<Value>], case: &[usize]) -> Value {
         }
     }
     Value::Object(values)
+}
+
+/// What is made of a chart's values in each case.
+fn renders(name: &str, factors: &str) -> Vec<(Value, Rendered)> {
+    let factors: Vec<Vec<Value>> = serde_json::from_value(yaml(factors)).unwrap();
+    let levels: Vec<usize> = factors.iter().map(Vec::len).collect();
+    let cases = pairs::cases(&levels);
+    assert!(cases.len() < 40, "{} cases", cases.len());
+    cases.iter().map(|case| with_values(name, values_of(&factors, case))).collect()
+}
+
+fn with_values(name: &str, values: Value) -> (Value, Rendered) {
+    let rendered = rendered(name, &values);
+    (values, rendered)
 }
 
 fn is_within(part: &Value, whole: &Value) -> bool {
@@ -219,11 +235,16 @@ impl Kinds {
 
 /// The API server takes each object as it is, without a field that it does not know; and a pod
 /// of each Deployment where only pods without any privilege may run. Nothing is stored.
-async fn dry_run(plane: &ControlPlane, restricted: &str, rendered: &BTreeMap<String, Value>) {
+async fn dry_run(plane: &ControlPlane, restricted: &str, renders: &[(Value, Rendered)]) {
     let client = plane.client();
+    // Many are the same in several cases.
+    let mut distinct: BTreeMap<String, &Value> = BTreeMap::new();
+    for (values, rendered) in renders {
+        distinct.extend(rendered.objects.iter().map(|object| (object.to_string(), values)));
+    }
     let mut kinds = Kinds(HashMap::new());
     let strict = PatchParams::apply("charts").dry_run().force().validation_strict();
-    for (text, values) in rendered {
+    for (text, values) in &distinct {
         let object: DynamicObject = serde_json::from_str(text).unwrap();
         let api = kinds.api(&client, &object).await;
         let name = object.metadata.name.clone().unwrap();
@@ -324,23 +345,20 @@ async fn whatever_the_values_the_api_server_takes_what_is_made_of_them() {
     for namespace in ["ops", "watched-a", "watched-b"] {
         plane.kubectl(&["create", "namespace", namespace]).await;
     }
-    let factors: Vec<Vec<Value>> = serde_json::from_value(yaml(FACTORS)).unwrap();
-    let levels: Vec<usize> = factors.iter().map(Vec::len).collect();
-    let cases = pairs::cases(&levels);
-    assert!(cases.len() < 40, "{} cases", cases.len());
-    // Many are the same in several cases.
-    let mut rendered: BTreeMap<String, Value> = BTreeMap::new();
-    for case in &cases {
-        let values = values_of(&factors, case);
-        let objects = render(OPERATOR, &values);
-        check(&values, &objects);
-        rendered.extend(objects.iter().map(|object| (object.to_string(), values.clone())));
+    let mut all = renders(OPERATOR, FACTORS);
+    for (values, rendered) in &all {
+        check(values, &rendered.objects);
     }
-    dry_run(plane, &restricted, &rendered).await;
-
+    let mut of_models = renders(MODELS, FACTORS_OF_MODELS);
     let examples = yaml(&read("charts/embedding-models/examples/values.yaml"));
-    let objects = render(MODELS, &examples);
-    assert_eq!(objects.len(), 2);
-    let rendered = objects.iter().map(|object| (object.to_string(), examples.clone())).collect();
-    dry_run(plane, &restricted, &rendered).await;
+    of_models.extend([examples, example_models()].map(|values| with_values(MODELS, values)));
+    for (values, rendered) in &of_models {
+        let models = values["models"].as_object().into_iter().flat_map(serde_json::Map::values);
+        let models = models.filter(|model| !model.is_null()).count();
+        assert_eq!(rendered.objects.len(), models, "of {values}");
+    }
+    all.extend(of_models);
+
+    dry_run(plane, &restricted, &all).await;
+    Schemas::of(plane).await.assert_conform(&all);
 }

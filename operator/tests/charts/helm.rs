@@ -79,11 +79,15 @@ impl Helm {
 
     /// The objects of the release `release` of a chart in the namespace `namespace`.
     pub(crate) fn template(&self, name: &str, namespace: &str, values: &Value) -> Result<Vec<Value>, String> {
+        Ok(documents(&self.manifest(name, namespace, values)?))
+    }
+
+    /// The same as Helm writes it.
+    pub(crate) fn manifest(&self, name: &str, namespace: &str, values: &Value) -> Result<String, String> {
         let chart = chart(name);
         let arguments = ["template", "release", chart.to_str().expect("UTF-8")];
         let how = ["--namespace", namespace, "--kube-version", KUBERNETES, "--values", "-"];
-        let text = self.says(&[&arguments[..], &how[..]].concat(), None, &values.to_string())?;
-        Ok(documents(&text))
+        self.says(&[&arguments[..], &how[..]].concat(), None, &values.to_string())
     }
 
     pub(crate) fn lint(&self, name: &str, values: &str) -> Result<String, String> {

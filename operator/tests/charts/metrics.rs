@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use embedding_operator::crd::status::EmbeddingModelStatus;
 use embedding_operator::metrics::Metrics;
 use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
 use regex::Regex;
 use serde_json::{Value, json};
 
@@ -15,6 +17,7 @@ use super::{OPERATOR, read};
 fn operator_metrics() -> BTreeSet<String> {
     let metrics = Metrics::new();
     metrics.leads("lease", true);
+    metrics.set_conditions(&ObjectRef::new("model"), &EmbeddingModelStatus::default());
     metrics.reconciled(&Ok(Action::await_change()), Duration::ZERO);
     let text = metrics.text();
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
@@ -114,6 +117,13 @@ fn alerts_and_the_dashboard_ask_for_metrics_that_are_exported() {
             assert!(rule["annotations"][text].as_str().is_some_and(|text| text.len() > 20), "{rule}");
         }
         let expression = rule["expr"].as_str().unwrap();
+        // The server knows a model by its name in the API, which kubectl does not.
+        if rule["annotations"]["description"].as_str().unwrap().contains("kubectl describe em ") {
+            assert!(
+                expression.starts_with("max by (namespace, name) (embedding_operator_model_condition{"),
+                "{rule}"
+            );
+        }
         let scope = if expression.contains("embedding_")
             && !expression.contains("up{")
             && !expression.contains("leader_")

@@ -5,7 +5,7 @@ use embedding_operator::config::Cli;
 use serde_json::Value;
 
 use super::OPERATOR;
-use super::helm::Helm;
+use super::helm::{Helm, documents};
 
 pub(crate) fn yaml(text: &str) -> Value {
     serde_yaml::from_str(text).unwrap()
@@ -13,21 +13,31 @@ pub(crate) fn yaml(text: &str) -> Value {
 
 /// What both Helms make of the values: the same.
 pub(crate) fn render(name: &str, values: &Value) -> Vec<Value> {
-    render_into(name, "ops", values)
+    rendered(name, values).objects
 }
 
-pub(crate) fn render_into(name: &str, namespace: &str, values: &Value) -> Vec<Value> {
-    let mut all = Helm::all().iter().map(|helm| {
-        let rendered = helm.template(name, namespace, values);
-        let mut objects =
-            rendered.unwrap_or_else(|error| panic!("Helm {}: {error}\nof {values}", helm.version));
+/// A release of a chart.
+pub(crate) struct Rendered {
+    /// As each Helm writes it.
+    pub(crate) texts: Vec<String>,
+    pub(crate) objects: Vec<Value>,
+}
+
+pub(crate) fn rendered(name: &str, values: &Value) -> Rendered {
+    let written = Helm::all().iter().map(|helm| {
+        let text = helm.manifest(name, "ops", values);
+        text.unwrap_or_else(|error| panic!("Helm {}: {error}\nof {values}", helm.version))
+    });
+    let texts: Vec<String> = written.collect();
+    let mut all = texts.iter().map(|text| {
+        let mut objects = documents(text);
         // They differ in the order of kinds that they do not know.
         objects.sort_by_key(of);
         objects
     });
-    let first = all.next().unwrap();
-    assert!(all.all(|other| other == first), "one Helm makes something else than the other of {values}");
-    first
+    let objects = all.next().unwrap();
+    assert!(all.all(|other| other == objects), "one Helm makes something else than the other of {values}");
+    Rendered { texts, objects }
 }
 
 /// What is said by both Helms against the values.

@@ -1,5 +1,6 @@
 //! A real control plane: etcd, kube-apiserver and kube-controller-manager on loopback, one for
 //! all tests of a binary. There is no scheduler and no kubelet; `kubelet::FakeNode` plays both.
+//! Where it matters which node a pod gets, a test starts the real scheduler beside it (`run`).
 //!
 //! The programs come from `scripts/kube`. Everything lies in one temporary folder, which goes
 //! with the processes when the test binary ends, however it does (`process`).
@@ -28,7 +29,8 @@ use tokio::sync::{Mutex, OnceCell};
 
 use self::audit::Audit;
 use self::pki::{Authority, Identity};
-use self::process::{Folder, Process};
+use self::process::Folder;
+pub use self::process::Process;
 use super::wait::wait_for_object;
 
 /// The programs' folder, made by `scripts/kube`.
@@ -82,31 +84,39 @@ impl ControlPlane {
     /// `crds/` are in it: they are applied before the controller manager starts, because its
     /// garbage collector looks for new kinds only every 30 seconds.
     pub async fn get() -> &'static Self {
-        let plane = PLANE.get_or_init(|| Self::try_start(Path::new(CRDS))).await;
+        let plane = PLANE.get_or_init(|| Self::try_start(Path::new(CRDS), &[])).await;
         plane.as_ref().unwrap_or_else(|error| panic!("the control plane did not start: {error}"))
     }
 
     /// Another one, for a test that needs one to itself, with the definitions in a folder.
     pub async fn start(crds: &Path) -> Self {
-        Self::try_start(crds).await.unwrap_or_else(|error| panic!("the control plane did not start: {error}"))
+        Self::try_start(crds, &[])
+            .await
+            .unwrap_or_else(|error| panic!("the control plane did not start: {error}"))
     }
 
-    async fn try_start(crds: &Path) -> Result<Self, String> {
+    /// Another one with our definitions, whose controller manager gets more arguments: they win.
+    pub async fn start_with(controller_manager: &[&str]) -> Result<Self, String> {
+        Self::try_start(Path::new(CRDS), controller_manager).await
+    }
+
+    async fn try_start(crds: &Path, controller_manager: &[&str]) -> Result<Self, String> {
         let tools = Path::new(TOOLS);
         if !tools.join("kube-apiserver").exists() {
             return Err("no .kube-tools at the top of the checkout; run scripts/kube".to_owned());
         }
         // A port that was free can be taken before the component listens on it.
         for _ in 0..2 {
-            if let Some(plane) = Self::attempt(crds).await? {
+            if let Some(plane) = Self::attempt(crds, controller_manager).await? {
                 return Ok(plane);
             }
         }
-        Self::attempt(crds).await?.ok_or_else(|| "other processes took the ports, three times".to_owned())
+        let last = Self::attempt(crds, controller_manager).await?;
+        last.ok_or_else(|| "other processes took the ports, three times".to_owned())
     }
 
     /// Nothing where a port was taken by another process meanwhile.
-    async fn attempt(crds: &Path) -> Result<Option<Self>, String> {
+    async fn attempt(crds: &Path, controller_manager: &[&str]) -> Result<Option<Self>, String> {
         let started = Instant::now();
         let folder = Folder::new();
         let [etcd_port, peer_port, port] = free_ports();
@@ -142,7 +152,7 @@ impl ControlPlane {
         let version = plane.client().apiserver_version().await.map_err(|error| error.to_string())?;
         plane.version = version.git_version;
         plane.apply_crds(crds).await?;
-        plane.start_controller_manager().await?;
+        plane.start_controller_manager(controller_manager).await?;
         // Past the capture of the test runner: it shows that and where a real one ran.
         let _ = writeln!(
             std::io::stdout(),
@@ -268,6 +278,23 @@ impl ControlPlane {
         tokio::task::spawn_blocking(run).await.expect("no panic").expect("kubectl")
     }
 
+    /// Starts another program of `scripts/kube`, which runs until it is dropped.
+    pub fn run(&self, program: &str, arguments: &[String]) -> Result<Process, String> {
+        let path = tool(program);
+        if path.exists() {
+            Ok(Process::start(&self.folder, &path, arguments))
+        } else {
+            Err(format!("no {program} in .kube-tools at the top of the checkout; run scripts/kube"))
+        }
+    }
+
+    /// Writes a file that other programs read.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.folder.path.join(name);
+        std::fs::write(&path, text).expect("a file in the folder");
+        path
+    }
+
     /// Stops the API server and starts it anew, at the same address with the same data. All
     /// tests of the binary feel it.
     pub async fn restart_api_server(&self) {
@@ -322,11 +349,12 @@ impl ControlPlane {
         Ok(())
     }
 
-    async fn start_controller_manager(&mut self) -> Result<(), String> {
+    async fn start_controller_manager(&mut self, more: &[&str]) -> Result<(), String> {
         let identity = self.authority.client("system:kube-controller-manager", &[]);
         let kubeconfig = self.folder.path.join("controller-manager.kubeconfig");
         write_kubeconfig(&kubeconfig, self.port, &self.authority, &user_of(&identity));
-        let arguments = controller_manager_arguments(&self.folder, &kubeconfig, &self.authority);
+        let mut arguments = controller_manager_arguments(&self.folder, &kubeconfig, &self.authority);
+        arguments.extend(more.iter().map(ToString::to_string));
         let process = Process::start(&self.folder, &tool("kube-controller-manager"), &arguments);
         let process = self.controller_manager.insert(process);
         // It serves nothing that could be asked; this is its first deed that everything needs.
@@ -418,6 +446,8 @@ fn api_server_arguments(folder: &Folder, port: u16, etcd_port: u16, authority: &
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local".to_owned(),
         "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
         "--authorization-mode=Node,RBAC".to_owned(),
+        // An annotation gives a namespace nodes of its own; without one it does nothing.
+        "--enable-admission-plugins=PodNodeSelector".to_owned(),
         "--allow-privileged".to_owned(),
         "--profiling=false".to_owned(),
         // Else its stop waits a minute for watches to end by themselves.

@@ -4,6 +4,7 @@
 #![allow(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
 pub mod cluster;
+pub mod generated;
 pub mod kubelet;
 pub mod operator;
 pub mod state;

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt as _;
 use serde_json::json;
 
-use super::{Template, is_over, metadata, names, of_kind, records, rolled_out};
+use super::{Template, is_over, metadata, names, of_kind, pod, records, rolled_out};
 use crate::controller::object::{Kind, Object};
 use crate::controller::observe::Observed;
 use crate::controller::same;
@@ -89,7 +89,7 @@ fn room(template: &Template, deployed: &Deployment, pods: &[Pod], now: Timestamp
     let (new, old): (Vec<&Pod>, Vec<&Pod>) = pods
         .iter()
         .filter(|pod| pod.metadata.deletion_timestamp.is_none() && !is_over(pod))
-        .filter(|pod| pod.labels().get(names::COMPONENT_LABEL).is_some_and(|it| it == names::SERVER))
+        .filter(|pod| names::is_of(pod, names::SERVER))
         .partition(|pod| pod.annotations().get(names::CONFIG_ANNOTATION) == Some(&template.key));
     if old.is_empty() {
         return Room::Enough;
@@ -123,7 +123,8 @@ fn lacks_only_room(says: &str, alone: bool) -> bool {
     let is_full = |why: &str| why.contains("Insufficient ") || why.contains("Too many pods");
     let is_out = |why: &str| {
         why.contains(OTHER_AFFINITY)
-            || why.contains("volume node affinity conflict")
+            || why.contains("didn't match PersistentVolume's node affinity")
+            || why.contains("volume node affinity conflict") // The same of older schedulers.
             || why.contains("node-role.kubernetes.io/control-plane")
             || (!alone && !why.contains("were unschedulable"))
     };
@@ -168,14 +169,12 @@ fn asks_no_more(pod: &Pod, other: &Pod) -> bool {
     wanted.iter().all(|(resource, wanted)| has.get(resource).is_some_and(|has| at_most(wanted, has)))
 }
 
-/// What the scheduler sets aside for the server: a limit alone is a request, too.
+/// What the scheduler sets aside for the server.
 fn requests(pod: &Pod) -> BTreeMap<String, Quantity> {
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let server = containers.filter(|container| container.name == names::SERVER);
-    let resources: Vec<_> = server.filter_map(|container| container.resources.clone()).collect();
-    let limits = resources.iter().flat_map(|resources| resources.limits.clone().unwrap_or_default());
-    let requests = resources.iter().flat_map(|resources| resources.requests.clone().unwrap_or_default());
-    limits.chain(requests).collect()
+    let mut containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let server = containers.find(|container| container.name == names::SERVER);
+    let resources = server.and_then(|container| container.resources.clone());
+    resources.map(pod::effective_requests).unwrap_or_default()
 }
 
 /// Whether the pods' next template could put them on another node than the last. True
@@ -375,6 +374,9 @@ mod tests {
         let tainted = "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint(s).";
         let masters = "0/2 nodes are available: 1 Too many pods, 1 node(s) had untolerated taint \
                        {node-role.kubernetes.io/control-plane: }.";
+        let zonal = "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) didn't match PersistentVolume's node affinity.";
+        let older =
+            "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) had volume node affinity conflict.";
         let cordoned = "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) were unschedulable.";
         let evicted = "0/2 nodes are available: 1 node(s) were unschedulable, 1 node(s) didn't match pod affinity rules.";
         // What is said, what new and old ask for, and what becomes of one replica, and of two.
@@ -393,6 +395,9 @@ mod tests {
             // It may be the volume's node.
             (tainted, &one, &one, surge, in_place),
             (masters, &one, &one, in_place, in_place),
+            (zonal, &one, &one, in_place, in_place),
+            (zonal, &two, &one, surge, surge),
+            (older, &one, &one, in_place, in_place),
             (cordoned, &one, &one, surge, surge),
             ("no PersistentVolume", &one, &one, surge, surge),
         ];

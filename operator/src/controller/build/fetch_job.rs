@@ -5,7 +5,6 @@ use k8s_openapi::api::batch::v1::{
 };
 use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::ResourceExt as _;
 
 use super::{Template, is_over, metadata, names, of_kind, pod, records};
 use crate::controller::fetched::{REFUSED, State};
@@ -45,7 +44,7 @@ pub(super) fn job(
             placed.tolerations = running.tolerations;
             placed.runtime_class_name = running.runtime_class_name;
         }
-        _ if !is_bound(model, observed) => {
+        _ if observed.unbound_cache(&model.name).is_some() => {
             // The first pod decides where the volume is for good: it has to be where the server
             // has room, and its GPUs.
             fetcher.resources = fetcher.resources.map(|least| pod::at_least(least, pod::resources(model)));
@@ -93,13 +92,8 @@ pub(super) fn job(
 /// Whether a server runs, which only it can where the volume is.
 fn pods_hold_the_volume(observed: &Observed) -> bool {
     observed.pods.iter().any(|pod| {
-        let serves = pod.labels().get(names::COMPONENT_LABEL).is_some_and(|it| it == names::SERVER);
+        let serves = names::is_of(pod, names::SERVER);
         let placed = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
         serves && placed && !is_over(pod) && pod.metadata.deletion_timestamp.is_none()
     })
-}
-
-fn is_bound(model: &ValidModel, observed: &Observed) -> bool {
-    let claim = observed.cache(&model.name).and_then(|claim| claim.status);
-    claim.and_then(|status| status.phase).is_some_and(|phase| phase == "Bound")
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -62,6 +64,11 @@ pub fn component_labels(name: &str, component: &str) -> BTreeMap<String, String>
     let mut labels = labels(name);
     labels.insert(COMPONENT_LABEL.into(), component.into());
     labels
+}
+
+/// Whether a pod is of that component.
+pub fn is_of(pod: &Pod, component: &str) -> bool {
+    pod.labels().get(COMPONENT_LABEL).is_some_and(|label| label == component)
 }
 
 /// What selects the model's pods of one component; never changes.

@@ -169,6 +169,9 @@ fn spread(model: &ValidModel) -> Option<Vec<TopologySpreadConstraint>> {
     (!model.on_one_node()).then(|| {
         vec![TopologySpreadConstraint {
             label_selector: Some(mine),
+            // Pods of one version spread among themselves. Else those that a rollout is about to
+            // remove count too, and when they are gone, nodes are left without a replica.
+            match_label_keys: Some(vec!["pod-template-hash".into()]),
             max_skew: 1,
             topology_key: "kubernetes.io/hostname".into(),
             when_unsatisfiable: "ScheduleAnyway".into(),
@@ -289,17 +292,20 @@ pub(super) fn resources(model: &ValidModel) -> Option<ResourceRequirements> {
     })
 }
 
+/// What the scheduler sets aside: a limit alone is a request, too.
+pub(super) fn effective_requests(resources: ResourceRequirements) -> BTreeMap<String, Quantity> {
+    let mut requests = resources.limits.unwrap_or_default();
+    requests.extend(resources.requests.unwrap_or_default());
+    requests
+}
+
 /// What `least` asks for, and as much as `other` asks the scheduler for.
 pub(super) fn at_least(
     least: ResourceRequirements,
     other: Option<ResourceRequirements>,
 ) -> ResourceRequirements {
-    let other = other.unwrap_or_default();
-    let other_limits = other.limits.unwrap_or_default();
-    let mut asked = other_limits.clone();
-    asked.extend(other.requests.unwrap_or_default());
     let (mut requests, mut limits) = (least.requests.unwrap_or_default(), least.limits.unwrap_or_default());
-    for (name, amount) in asked {
+    for (name, amount) in other.map(effective_requests).unwrap_or_default() {
         // Of what cannot be shared, a request without a limit is not allowed.
         let whole = name.contains('/') || name.starts_with("hugepages-");
         if let Some(limit) = limits.get_mut(&name)

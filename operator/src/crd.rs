@@ -77,6 +77,7 @@ pub const GROUP: &str = "embeddings.kagent.dev";
         json_path = ".status.model.dimensions",
         priority = 1
     ),
+    printcolumn(name = "Space", type_ = "string", json_path = ".status.model.space", priority = 1),
     printcolumn(
         name = "Reason",
         type_ = "string",
@@ -97,6 +98,13 @@ pub struct EmbeddingModelSpec {
     /// How the server computes.
     #[serde(default, skip_serializing_if = "is_default")]
     pub inference: Inference,
+
+    /// What becomes of a change of the vector space: of other vectors, which cannot be
+    /// compared with those in an index. `Allow` rolls it out, and the condition SpaceChanged
+    /// tells of it. `Refuse` keeps the source and the prompts from being changed, and files
+    /// that make other vectors from being served.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub space_change_policy: SpaceChangePolicy,
 
     /// How many replicas of the server run. Beside autoscaling it is ignored.
     #[serde(default = "one")]
@@ -184,6 +192,51 @@ pub struct Inference {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_048_576))]
     pub max_concurrent_requests: Option<i32>,
+
+    /// Texts that are put before inputs, by the names by which requests ask for them (query,
+    /// passage). They win over those of that name in the model's files. Names have letters,
+    /// digits, '.', '_' and '-'. Part of the vector space: another prompt makes other vectors.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(schema_with = "schema::prompts")]
+    pub prompts: BTreeMap<String, String>,
+
+    /// The name of the prompt for inputs of which a request says nothing. Default: the one
+    /// that the model's files name, if they do. Part of the vector space.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = rules::PROMPT_NAME))]
+    pub default_prompt: Option<String>,
+
+    /// What becomes of inputs that are longer than the model takes, where a request does
+    /// not say.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_overflow: OnOverflow,
+
+    /// Refuses requests that do not say what their inputs are (query, document): a prompt
+    /// that was forgotten costs quality in silence.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub require_input_type: bool,
+}
+
+/// What becomes of inputs that are too long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnOverflow {
+    /// The end is left away, and the answer says so.
+    #[default]
+    Truncate,
+    /// The request is refused.
+    Error,
+    /// It is embedded in pieces, and the answer is their mean.
+    ChunkMean,
+}
+
+/// What becomes of a change of the vector space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SpaceChangePolicy {
+    /// It is rolled out, and told.
+    #[default]
+    Allow,
+    /// What is served stays, and that it does is told.
+    Refuse,
 }
 
 /// Where to compute.

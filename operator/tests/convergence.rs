@@ -703,6 +703,7 @@ const EXCEPTIONS: &[Exception] = &[
         |spec| spec["cache"]["ephemeral"] == true,
         "what was learned about the same commit stays known, while a fresh one waits for its first pod",
     ),
+    ("status \"SpaceChanged\"", |_| true, "what has just been made has not changed"),
 ];
 
 fn pick<'a>(random: &mut StdRng, of: &[&'a str]) -> &'a str {
@@ -742,9 +743,11 @@ fn random_spec(random: &mut StdRng, modes: &Value) -> Value {
         "replicas": random.random_range(0..4),
         "resources": {"requests": {"cpu": pick(random, &["1", "500m", "0.25"])}},
     });
-    let options: [(&str, f64, Value); 14] = [
+    let options: [(&str, f64, Value); 16] = [
         ("/modelName", 0.3, json!("other-name")),
         ("/inference", 0.4, json!({"dtype": "Float32", "maxBatchTokens": random.random_range(1..5000)})),
+        ("/inference/prompts", 0.3, json!({"query": pick(random, &["q: ", "$(A) ", ""])})),
+        ("/inference/onOverflow", 0.3, json!("Error")),
         ("/autoscaling", 0.3, json!({"minReplicas": random.random_range(1..4), "maxReplicas": 6})),
         (
             "/resources",
@@ -792,6 +795,7 @@ fn random_spec(random: &mut StdRng, modes: &Value) -> Value {
         ("/podTemplate/volumes", 0.3, json!([{"name": "extra", "configMap": {"name": "extra"}}])),
     ];
     spec["podTemplate"] = json!({});
+    spec["inference"] = json!({});
     for (place, odds, value) in options {
         if random.random_bool(odds) {
             let (parent, name) = place.rsplit_once('/').expect("a pointer");

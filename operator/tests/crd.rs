@@ -235,7 +235,7 @@ async fn the_invalid_examples_are_refused_for_the_reason_that_they_name() {
     }
 }
 
-/// What a change of `cache` comes to.
+/// What a change comes to, of `cache` or of a spec.
 struct Transition {
     from: Value,
     to: Value,
@@ -334,6 +334,110 @@ async fn a_cache_can_grow_and_change_in_nothing_else() {
     }
 }
 
+/// What a change of the spec of a model that refuses changes of its vector space comes to.
+fn transitions_of_the_space() -> Vec<Transition> {
+    const SOURCE: Option<&str> = Some(
+        "spaceChangePolicy Refuse: source decides the vector space and cannot be changed; set the policy to Allow in the \
+         same update, and make indexes anew",
+    );
+    const PROMPTS: Option<&str> = Some(
+        "spaceChangePolicy Refuse: inference.prompts and inference.defaultPrompt decide the vector space and cannot be \
+         changed; set the policy to Allow in the same update, and make indexes anew",
+    );
+    let refuse = |more: Value| {
+        let mut spec = json!({"spaceChangePolicy": "Refuse"});
+        merge(&mut spec, &more);
+        spec
+    };
+    let hub = |repo: &str, more: Value| {
+        let mut source = json!({"source": {"huggingFace": {"repo": repo}}});
+        merge(&mut source["source"]["huggingFace"], &more);
+        source
+    };
+    let archive = |host: &str, sha256: &str| json!({"source": {"http": {"url": format!("https://{host}/m.tgz"), "sha256": sha256}}});
+    let claim = |claim: Value| json!({"source": {"persistentVolumeClaim": claim}});
+    let image =
+        |host: &str, digest: &str| json!({"reference": format!("{host}/m@sha256:{}", digest.repeat(64))});
+    let of_image = |image: Value| json!({"source": {"image": image}});
+    let prompted = |inference: Value| {
+        let mut spec = hub("a/b", json!({}));
+        spec["inference"] = inference;
+        spec
+    };
+    let main = || hub("a/b", json!({}));
+    let query = || prompted(json!({"prompts": {"query": "q: ", "passage": "p: "}, "defaultPrompt": "query"}));
+    let other_sha256 = SHA256.replace('0', "f");
+    let none = prompted(json!({}));
+    let mut table = vec![
+        (main(), hub("a/c", json!({})), SOURCE),
+        (main(), hub("a/b", json!({"revision": "v2"})), SOURCE),
+        (main(), hub("a/b", json!({"revision": COMMIT})), SOURCE),
+        (main(), hub("a/b", json!({"revision": "main"})), None),
+        (main(), hub("a/b", json!({"endpoint": "https://mirror.test"})), None),
+        (main(), hub("a/b", json!({"tokenSecretRef": {"name": "hub"}})), None),
+        (main(), archive("a.test", SHA256), SOURCE),
+        (archive("a.test", SHA256), archive("b.test", SHA256), None),
+        (archive("a.test", SHA256), archive("a.test", &other_sha256), SOURCE),
+        (archive("a.test", SHA256), main(), SOURCE),
+        (claim(json!({"claimName": "a"})), claim(json!({"claimName": "b"})), SOURCE),
+        (claim(json!({"claimName": "a"})), claim(json!({"claimName": "a", "path": "p"})), SOURCE),
+        (
+            claim(json!({"claimName": "a", "path": "p"})),
+            claim(json!({"claimName": "a", "path": "q"})),
+            SOURCE,
+        ),
+        (claim(json!({"claimName": "a", "path": "p"})), claim(json!({"claimName": "a", "path": "p"})), None),
+        (of_image(image("a.test", "0")), of_image(image("a.test", "1")), SOURCE),
+        (of_image(image("a.test", "0")), of_image(image("b.test", "0")), None),
+        (query(), query(), None),
+        (query(), main(), PROMPTS),
+        (main(), query(), PROMPTS),
+        (query(), none.clone(), PROMPTS),
+        (main(), none, None),
+        (main(), prompted(json!({"prompts": {}, "onOverflow": "Error", "requireInputType": true})), None),
+        (query(), prompted(json!({"prompts": {"query": "q: ", "passage": "p: "}})), PROMPTS),
+        (query(), prompted(json!({"prompts": {"query": "q: "}, "defaultPrompt": "query"})), PROMPTS),
+    ];
+    for (from, to, _) in &mut table {
+        (*from, *to) = (refuse(from.clone()), refuse(to.clone()));
+    }
+    // The policy counts that there is after the change.
+    let allow = |mut spec: Value| {
+        spec["spaceChangePolicy"] = json!("Allow");
+        spec
+    };
+    table.extend([
+        (refuse(main()), allow(hub("a/c", json!({}))), None),
+        (refuse(main()), hub("a/c", json!({})), None),
+        (refuse(query()), allow(main()), None),
+        (allow(main()), query(), None),
+        (allow(main()), refuse(main()), None),
+        (main(), refuse(hub("a/c", json!({}))), SOURCE),
+        (main(), refuse(query()), PROMPTS),
+    ]);
+    table.into_iter().map(|(from, to, refused)| Transition { from, to, refused }).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_decides_the_vector_space_stays_where_changes_of_it_are_refused() {
+    let plane = ControlPlane::get().await;
+    let namespace = plane.namespace("spaces").await;
+    let api = raw(plane, &namespace);
+    for (number, Transition { from, to, refused }) in transitions_of_the_space().into_iter().enumerate() {
+        let name = format!("model-{number}");
+        let told = format!("{from} to {to}");
+        let stored = api.create(&PostParams::default(), &object(&name, &from)).await;
+        let stored = stored.unwrap_or_else(|error| panic!("{told}: {error}"));
+        let mut changed = object(&name, &to);
+        changed.metadata.resource_version = stored.resource_version();
+        let result = verdict(api.replace(&name, &DRY, &changed).await);
+        let rules = result.as_ref().err().map(|status| {
+            broken(status).into_iter().map(|rule| RULES[rule].message).collect::<Vec<_>>().join(", ")
+        });
+        assert_eq!(rules.as_deref(), refused, "{told}: {result:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn removing_the_cache_and_adding_it_again_gets_around_nothing() {
     let plane = ControlPlane::get().await;
@@ -389,7 +493,7 @@ async fn every_rule_is_broken_by_an_example_or_a_transition() {
             seen.extend(broken(&status));
         }
     }
-    for transition in transitions() {
+    for transition in transitions().into_iter().chain(transitions_of_the_space()) {
         seen.extend(RULES.iter().position(|rule| Some(rule.message) == transition.refused));
     }
     let mut missing = String::new();
@@ -534,6 +638,21 @@ fn strings(row: Row<'_>) {
     {
         row(claim(bad), Some("spec.source.persistentVolumeClaim.path"));
     }
+    let prompt = |name: &str, text: &str| json!({"inference": {"prompts": {name: text}}});
+    row(prompt("query", &"t".repeat(2048)), None);
+    row(prompt("query", &"t".repeat(2049)), Some("spec.inference.prompts.query"));
+    row(prompt("query", ""), None);
+    row(prompt("query", "Instruct: $(X), a=b:\t„c“ "), None);
+    row(prompt("query", "Instruct: a\nQuery: "), Some("spec.inference.prompts.query"));
+    let default = |name: &str| json!({"inference": {"defaultPrompt": name}});
+    for good in ["query", "retrieval.query", "text-matching", "_1", &"n".repeat(63)] {
+        row(prompt(good, "q: "), None);
+        row(default(good), None);
+    }
+    for bad in ["", "-q", "m:query", "a=b", "a,b", "a b", "q\n", "ä", &"n".repeat(64)] {
+        row(prompt(bad, "q: "), Some("spec.inference.prompts"));
+        row(default(bad), Some("spec.inference.defaultPrompt"));
+    }
     row(json!({"image": "i".repeat(512)}), None);
     row(json!({"image": "i".repeat(513)}), Some("spec.image"));
     row(json!({"image": "--privileged"}), Some("spec.image"));
@@ -638,6 +757,8 @@ fn lists_and_maps(row: Row<'_>) {
     row(json!({"service": {"annotations": map(65)}}), Some("spec.service.annotations"));
     row(json!({"monitoring": {"labels": map(64)}}), None);
     row(json!({"monitoring": {"labels": map(65)}}), Some("spec.monitoring.labels"));
+    row(json!({"inference": {"prompts": map(32)}}), None);
+    row(json!({"inference": {"prompts": map(33)}}), Some("spec.inference.prompts"));
     row(pods("labels", json!({"key": "v".repeat(63)})), None);
     row(pods("labels", json!({"key": "v".repeat(64)})), Some("spec.podTemplate.labels.key"));
 }
@@ -645,6 +766,13 @@ fn lists_and_maps(row: Row<'_>) {
 fn enums(row: Row<'_>) {
     row(json!({"inference": {"device": "CPU", "dtype": "Float32"}}), None);
     row(json!({"inference": {"device": "cpu"}}), Some("spec.inference.device"));
+    for good in ["Truncate", "Error", "ChunkMean"] {
+        row(json!({"inference": {"onOverflow": good, "requireInputType": true}}), None);
+    }
+    row(json!({"inference": {"onOverflow": "chunk_mean"}}), Some("spec.inference.onOverflow"));
+    row(json!({"spaceChangePolicy": "Allow"}), None);
+    row(json!({"spaceChangePolicy": "Refuse"}), None);
+    row(json!({"spaceChangePolicy": "Forbid"}), Some("spec.spaceChangePolicy"));
     row(json!({"service": {"type": "ExternalName"}}), Some("spec.service.type"));
 }
 
@@ -1162,6 +1290,7 @@ fn status(ready: &str, reason: &str) -> Value {
             "resolvedRevision": COMMIT,
             "architecture": "bert",
             "dimensions": 384,
+            "space": "es1-1aa414ab2542e390c88904105941454b",
         },
         "conditions": [{
             "type": "Ready",
@@ -1206,7 +1335,7 @@ async fn kubectl_shows_scales_and_waits() {
     let mut lines = output.lines().map(words);
     assert_eq!(
         lines.next().unwrap(),
-        "NAME READY MODEL REPLICAS AVAILABLE ENDPOINT AGE REVISION DIMENSIONS REASON"
+        "NAME READY MODEL REPLICAS AVAILABLE ENDPOINT AGE REVISION DIMENSIONS SPACE REASON"
     );
     let line = lines.next().unwrap();
     let columns: Vec<&str> = line.split(' ').collect();
@@ -1221,7 +1350,7 @@ async fn kubectl_shows_scales_and_waits() {
                 "1",
                 "http://minilm.default.svc"
             ][..],
-            &[COMMIT, "384", "Ready"][..],
+            &[COMMIT, "384", "es1-1aa414ab2542e390c88904105941454b", "Ready"][..],
         )
     );
     assert_eq!(lines.next(), None);

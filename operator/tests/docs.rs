@@ -79,7 +79,7 @@ fn every_condition_and_reason_is_explained_once_and_no_others() {
 #[test]
 fn the_labels_and_annotations_that_users_touch_are_named_as_they_are() {
     let text = std::fs::read_to_string(root().join("docs/operator.md")).unwrap();
-    for name in [names::UPDATE_ANNOTATION, names::MODEL_LABEL, names::SOURCE_LABEL] {
+    for name in [names::UPDATE_ANNOTATION, names::SPACE_ANNOTATION, names::MODEL_LABEL, names::SOURCE_LABEL] {
         assert!(text.contains(&format!("`{name}")), "{name}");
     }
 }

@@ -324,9 +324,10 @@ fn kstatus(model: &EmbeddingModel) -> Kstatus {
 fn follows_the_conventions(model: &EmbeddingModel) {
     let Some(status) = &model.status else { return };
     let types: Vec<&str> = status.conditions.iter().map(|condition| condition.type_.as_str()).collect();
-    let always = ["Ready", "ModelCached", "Available", "Progressing", "UpdateAvailable", "Degraded"];
-    assert_eq!(types[..6], always, "{status:?}");
-    assert!(types.len() <= 7, "reconciling or stalled, not both: {status:?}");
+    let always =
+        ["Ready", "ModelCached", "Available", "Progressing", "UpdateAvailable", "SpaceChanged", "Degraded"];
+    assert_eq!(types[..7], always, "{status:?}");
+    assert!(types.len() <= 8, "reconciling or stalled, not both: {status:?}");
     let of = |type_: ConditionType| condition(model, type_.name()).0;
     for condition in &status.conditions {
         assert_eq!(condition.observed_generation, status.observed_generation, "{condition:?}");
@@ -339,11 +340,11 @@ fn follows_the_conventions(model: &EmbeddingModel) {
     assert!(status.observed_generation <= model.metadata.generation);
     let ready = of(ConditionType::Ready) == "True";
     if ready {
-        assert_eq!(types.len(), 6, "{status:?}");
+        assert_eq!(types.len(), 7, "{status:?}");
     }
     // What is not there yet is on its way, or waits for somebody; unless nothing is wanted.
     if !ready && status.observed_generation == model.metadata.generation && model.spec.replicas > 0 {
-        assert_eq!(types.len(), 7, "{status:?}");
+        assert_eq!(types.len(), 8, "{status:?}");
         assert_ne!(kstatus(model), Kstatus::Current);
     }
     let stalled = of(ConditionType::Stalled) == "True";

@@ -23,7 +23,7 @@ use serde_json::json;
 
 use generated::assert_generated;
 
-const SUMMARY: &str = r#"{"repo":"org/name","revision":"main","commit":"0123456789012345678901234567890123456789","directory":"/models/x","files":9,"bytes":91336405,"downloaded_bytes":91336405,"architecture":"bert","dimensions":384,"max_tokens":256}"#;
+const SUMMARY: &str = r#"{"repo":"org/name","revision":"main","commit":"0123456789012345678901234567890123456789","directory":"/models/x","files":9,"bytes":91336405,"downloaded_bytes":91336405,"architecture":"bert","dimensions":384,"max_tokens":256,"normalizes":true,"space_files":"e47a7cc12e8074716d46abb5dbdecef488981ffb12023947b7ec00cfa1e2f83f","prompts":{},"default_prompt":null}"#;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

@@ -87,6 +87,11 @@ impl<T> Batcher<T> {
         Self { policy, queue: VecDeque::new(), tokens: 0 }
     }
 
+    /// How it makes batches.
+    pub const fn policy(&self) -> Policy {
+        self.policy
+    }
+
     /// Appends a job.
     pub fn push(&mut self, job: Job<T>) {
         self.tokens += job.tokens;

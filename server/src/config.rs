@@ -19,6 +19,7 @@ use crate::fetch::{Archive, Cache, Hub, Manifest, Place, ProxySettings, Source, 
 use crate::http;
 use crate::model::{DeviceChoice, Dtype, Implementation, Preference};
 use crate::models::{self, Origin, Spec};
+use crate::token_ids::{TokenIds, Vocabulary};
 use crate::worker::Threads;
 
 /// Why the configuration cannot be used.
@@ -188,6 +189,20 @@ enum ImplementationArg {
     RustBert,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TokenIdsArg {
+    /// 400, with what to change.
+    Refuse,
+    /// The tokenizer of text-embedding-ada-002 and text-embedding-3.
+    #[value(name = "cl100k_base")]
+    Cl100kBase,
+    /// The tokenizer of newer models of OpenAI's.
+    #[value(name = "o200k_base")]
+    O200kBase,
+    /// The tokenizer of the model that is asked for.
+    Model,
+}
+
 /// Options of `serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
@@ -198,6 +213,66 @@ pub struct ServeArgs {
     /// commit]
     #[arg(long = "model", env = "EMBEDDING_MODEL", value_name = "MODEL", value_delimiter = ',')]
     models: Vec<String>,
+    /// Another name for a model, which `/models` does not list. The repository that a model is from is such a
+    /// name without being told. Repeatable; in the variable, separated by commas.
+    #[arg(
+        long = "alias",
+        env = "EMBEDDING_ALIASES",
+        value_name = "NAME=MODEL",
+        value_delimiter = ',',
+        help_heading = "Texts"
+    )]
+    aliases: Vec<String>,
+    /// A prompt of a model, which wins over one of that name in the model's files. It is put before each text
+    /// that a request calls so (`input_type`, `prompt_name`, `MODEL:PROMPT`), unless the text begins with it.
+    /// MODEL can be left out where one is served. Repeatable; in the variable, a line each.
+    #[arg(
+        long = "prompt",
+        env = "EMBEDDING_PROMPTS",
+        value_name = "[MODEL:]PROMPT=TEXT",
+        value_delimiter = '\n',
+        help_heading = "Texts"
+    )]
+    prompts: Vec<String>,
+    /// The prompt of texts of which a request says nothing. Repeatable; in the variable, separated by commas.
+    #[arg(
+        long = "default-prompt",
+        env = "EMBEDDING_DEFAULT_PROMPTS",
+        value_name = "[MODEL=]PROMPT",
+        value_delimiter = ',',
+        help_heading = "Texts"
+    )]
+    default_prompts: Vec<String>,
+    /// What becomes of a text that is longer than its model takes: `truncate` leaves its end away and says so,
+    /// `error` refuses it, `chunk_mean` embeds it in pieces and answers their mean. A request can say it, too.
+    /// Repeatable; in the variable, separated by commas. [default: truncate]
+    #[arg(
+        long = "on-overflow",
+        env = "EMBEDDING_ON_OVERFLOW",
+        value_name = "[MODEL=]WHAT",
+        value_delimiter = ',',
+        help_heading = "Texts"
+    )]
+    on_overflow: Vec<String>,
+    /// Refuse requests that do not say what their texts are (query, document, …) with 422: a forgotten prompt
+    /// costs quality in silence.
+    #[arg(long, env = "EMBEDDING_REQUIRE_INPUT_TYPE", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new(), help_heading = "Texts")]
+    require_input_type: bool,
+    /// What OpenAI's API does with token ids in place of texts (`input`): `refuse` them, because ids of another
+    /// tokenizer make a wrong vector, or decode them to the text that they came from, as ids of `cl100k_base` (which
+    /// langchain-openai sends), of `o200k_base`, or of the `model`'s own tokenizer.
+    #[arg(long, env = "EMBEDDING_OPENAI_TOKEN_IDS", value_enum, default_value_t = TokenIdsArg::Refuse, help_heading = "Texts")]
+    openai_token_ids: TokenIdsArg,
+    /// Lengths to which a model was trained to have its vectors shortened (Matryoshka), which `dimensions` may
+    /// ask for besides those in its files: `64/128/256`. Repeatable; in the variable, separated by commas.
+    #[arg(
+        long = "matryoshka",
+        env = "EMBEDDING_MATRYOSHKA",
+        value_name = "[MODEL=]LENGTHS",
+        value_delimiter = ',',
+        help_heading = "Texts"
+    )]
+    matryoshka: Vec<String>,
     /// The address to listen on.
     #[arg(long, env = "EMBEDDING_HOST", default_value = "0.0.0.0", help_heading = "HTTP")]
     host: String,
@@ -243,6 +318,11 @@ pub struct ServeArgs {
     #[arg(long, env = "EMBEDDING_MAX_BODY_BYTES", default_value_t = 32 << 20, help_heading = "Limits",
           value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     max_body_bytes: u64,
+    /// The most bytes of memory for vectors that are kept, so that the same text is not computed again; 0: none are
+    /// kept. A vector of 384 values takes about 1.7 KB.
+    #[arg(long, env = "EMBEDDING_CACHE_BYTES", value_name = "BYTES", default_value_t = 0, help_heading = "Limits",
+          value_parser = clap::value_parser!(u64).range(0..=1 << 40))]
+    cache_bytes: u64,
     /// The most connections at once; further ones wait to be accepted.
     #[arg(long, env = "EMBEDDING_MAX_CONNECTIONS", default_value_t = 8192, help_heading = "Limits",
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -273,6 +353,9 @@ pub struct ServeArgs {
         help_heading = "HTTP"
     )]
     cors_origins: Vec<String>,
+    /// Without the pages for people, `/` and `/docs`.
+    #[arg(long, env = "EMBEDDING_NO_UI", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new(), help_heading = "HTTP")]
+    no_ui: bool,
     #[command(flatten, next_help_heading = "Hub")]
     hub: HubArgs,
     /// How logs are written.
@@ -485,7 +568,24 @@ fn spec(text: &str, home: Option<&Path>) -> Result<Spec, Error> {
             format!("the name \"{name}\" must be 1 to 128 of a-z, A-Z, 0-9 and -_./: (write NAME={place})"),
         ));
     }
-    Ok(Spec { name, origin })
+    Ok(Spec::new(name, origin))
+}
+
+/// The model that an option is about, and what it says about it: `MODEL=WHAT`, or `WHAT` for all.
+fn about<'a>(
+    models: &'a mut [Spec],
+    option: &'static str,
+    text: &'a str,
+    separator: char,
+) -> Result<(Vec<&'a mut Spec>, &'a str), Error> {
+    let Some((name, what)) = text.rsplit_once(separator) else {
+        return Ok((models.iter_mut().collect(), text));
+    };
+    let served: Vec<_> = models.iter().map(|model| model.name.clone()).collect();
+    let model = models.iter_mut().find(|model| model.name == name);
+    let unknown =
+        || bad(option, text, format!("no model is called \"{name}\"; served: {}", served.join(", ")));
+    Ok((vec![model.ok_or_else(unknown)?], what))
 }
 
 impl HubArgs {
@@ -533,21 +633,92 @@ fn threads(workers: usize, per_worker: usize, cpus: usize) -> Threads {
 }
 
 impl ServeArgs {
+    /// What is set about models, besides where they are.
+    fn manners(&self, models: &mut [Spec]) -> Result<(), Error> {
+        for text in &self.on_overflow {
+            let (models, what) = about(models, "on-overflow", text, '=')?;
+            let overflow = what.parse().map_err(|problem: String| bad("on-overflow", text, problem))?;
+            for model in models {
+                model.manner.overflow = overflow;
+            }
+        }
+        for text in &self.default_prompts {
+            for model in about(models, "default-prompt", text, '=')?.0 {
+                let name = text.rsplit_once('=').map_or(text.as_str(), |(_, name)| name);
+                model.manner.default_prompt = Some(name.to_owned());
+            }
+        }
+        for text in &self.matryoshka {
+            let (models, what) = about(models, "matryoshka", text, '=')?;
+            let length = |length: &str| length.parse().ok().filter(|&length: &usize| length > 0);
+            let lengths: Option<Vec<usize>> = what.split('/').map(length).collect();
+            let problem = || bad("matryoshka", text, "lengths are numbers above 0 with / between them");
+            let lengths = lengths.ok_or_else(problem)?;
+            for model in models {
+                model.manner.matryoshka.extend(&lengths);
+            }
+        }
+        for text in &self.prompts {
+            let problem = || bad("prompt", text, "write PROMPT=TEXT or MODEL:PROMPT=TEXT");
+            let (place, prompt) = text.split_once('=').ok_or_else(problem)?;
+            let (models, name) = about(models, "prompt", place, ':')?;
+            if name.is_empty() {
+                return Err(problem());
+            }
+            for model in models {
+                model.manner.prompts.insert(name.to_owned(), prompt.to_owned());
+            }
+        }
+        for model in models.iter_mut() {
+            model.manner.require_input_type = self.require_input_type;
+        }
+        self.add_aliases(models)
+    }
+
+    /// No name may lead to two models.
+    fn add_aliases(&self, models: &mut [Spec]) -> Result<(), Error> {
+        let mut names: BTreeSet<String> = models.iter().map(|model| model.name.clone()).collect();
+        for text in &self.aliases {
+            let (alias, name) =
+                text.split_once('=').ok_or_else(|| bad("alias", text, "write ALIAS=MODEL"))?;
+            let served: Vec<_> = models.iter().map(|model| model.name.clone()).collect();
+            let model = models.iter_mut().find(|model| model.name == name).ok_or_else(|| {
+                bad("alias", text, format!("no model is called \"{name}\"; served: {}", served.join(", ")))
+            })?;
+            if alias.is_empty() || !names.insert(alias.to_owned()) {
+                return Err(bad("alias", text, "the name is taken; choose another"));
+            }
+            model.aliases.push(alias.to_owned());
+        }
+        // Two models of one repository (at two revisions) leave its name to neither.
+        let repositories: Vec<_> = models.iter().map(Spec::repository).collect();
+        for model in models {
+            if let Some(repo) = model.repository()
+                && repositories.iter().flatten().filter(|other| **other == repo).count() == 1
+                && names.insert(repo.clone())
+            {
+                model.aliases.push(repo);
+            }
+        }
+        Ok(())
+    }
+
     /// Checks everything that can be checked without I/O.
     pub fn resolve(self) -> Result<Serve, Error> {
         let home = std::env::home_dir();
-        let models = if self.models.is_empty() {
+        let mut models = if self.models.is_empty() {
             let default = DefaultModel::get();
-            vec![Spec { origin: Origin::Repository(default.source()), name: default.name }]
+            vec![Spec::new(default.name.clone(), Origin::Repository(default.source()))]
         } else {
-            self.models.iter().map(|text| spec(text, home.as_deref())).collect::<Result<_, _>>()?
+            self.models.iter().map(|text| spec(text, home.as_deref())).collect::<Result<Vec<_>, _>>()?
         };
         let mut names = BTreeSet::new();
         for model in &models {
-            if !names.insert(&model.name) {
+            if !names.insert(model.name.clone()) {
                 return Err(bad("model", &model.name, "two models have this name; give one of them another"));
             }
         }
+        self.manners(&mut models)?;
         let cors_origins = if self.cors_origins.iter().any(|origin| origin == "*") {
             Vec::new()
         } else {
@@ -593,8 +764,16 @@ impl ServeArgs {
                 max_body_bytes: usize::try_from(self.max_body_bytes).unwrap_or(usize::MAX),
                 max_concurrent_requests: self.max_concurrent_requests as usize,
                 request_timeout: Duration::from_secs(self.request_timeout),
+                cache_bytes: self.cache_bytes,
+                token_ids: match self.openai_token_ids {
+                    TokenIdsArg::Refuse => TokenIds::Refuse,
+                    TokenIdsArg::Cl100kBase => TokenIds::Of(Vocabulary::Cl100kBase),
+                    TokenIdsArg::O200kBase => TokenIds::Of(Vocabulary::O200kBase),
+                    TokenIdsArg::Model => TokenIds::Model,
+                },
                 forward_deadline: Duration::from_secs(self.forward_deadline),
                 cors_origins,
+                pages: !self.no_ui,
             },
             max_connections: self.max_connections as usize,
             header_timeout: Duration::from_secs(self.header_timeout),
@@ -726,7 +905,7 @@ mod tests {
     #[test]
     fn the_default_model_is_pinned_by_commit_and_by_every_files_hash() {
         let config = serve(&[]).unwrap();
-        let [Spec { name, origin: Origin::Repository(source) }] = config.models.as_slice() else {
+        let [Spec { name, origin: Origin::Repository(source), .. }] = config.models.as_slice() else {
             panic!("{:?}", config.models)
         };
         assert_eq!(name, "all-minilm-l6-v2");
@@ -754,7 +933,7 @@ mod tests {
                 assert!(got.unwrap_err().to_string().contains("write NAME=./m=1"));
                 continue;
             }
-            assert_eq!(got.unwrap(), Spec { name: name.into(), origin }, "{text}");
+            assert_eq!(got.unwrap(), Spec::new(name.into(), origin), "{text}");
         }
     }
 

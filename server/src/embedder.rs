@@ -1,10 +1,15 @@
 //! The front door of a model: texts in, vectors out, in order.
 //!
 //! ```text
-//! embed(texts) ─ admit or Overloaded ─ tokenise ─ queue.submit ─ await each ─▶ Embedded
+//! decide(options) ─ embed(texts) ─ admit or Overloaded ─ tokenise ─ queue.submit ─ await each ─▶ Embedded
 //! ```
 //!
 //! A caller that goes away (its future is dropped) frees its place in line.
+
+mod inspect;
+mod pieces;
+mod score;
+mod states;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,8 +18,13 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use crate::model::{Implementation, Plan};
-use crate::tokenize::{self, Encode, Pool};
-use crate::worker::{self, Queue, Report};
+use crate::options::{self, Decided, Offer, Options};
+use crate::scores::Kind;
+use crate::space::Space;
+use crate::tokenize::{self, Encode, How, Input, Pool, Tokens};
+use crate::worker::{self, Output, Queue, Report};
+use pieces::{Piece, finished, mean};
+pub use score::Scored;
 
 /// Why texts have no vectors.
 #[derive(Debug, thiserror::Error)]
@@ -33,9 +43,18 @@ pub enum Error {
         /// When there should be room, at the present rate.
         retry_after: Duration,
     },
+    /// The request asks for what the model cannot do.
+    #[error(transparent)]
+    Options(#[from] options::Error),
+    /// A text is longer than the model takes, and was not to be cut.
+    #[error("{0}")]
+    TooLong(tokenize::Error),
+    /// A text's tokens or tokens' text are not told.
+    #[error("{0}")]
+    NotTold(tokenize::Error),
     /// The tokenizer failed.
     #[error("tokenising failed")]
-    Tokenize(#[from] tokenize::Error),
+    Tokenize(tokenize::Error),
     /// The model failed on one text.
     #[error("texts[{index}]: {source}")]
     Text {
@@ -49,15 +68,39 @@ pub enum Error {
     Stopping,
 }
 
+/// What became of one text on its way to the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Text {
+    /// Its tokens, special tokens and the prompt's included, after truncation.
+    pub tokens: usize,
+    /// Whether something of it was left away.
+    pub truncated: bool,
+    /// In how many pieces it was embedded.
+    pub pieces: usize,
+    /// Whether it began with the prompt already, which then was not put before it again.
+    pub had_prompt: bool,
+}
+
 /// The vectors of a request's texts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embedded {
     /// One vector a text, in the texts' order.
     pub vectors: Vec<Vec<f32>>,
-    /// Tokens of all texts, special tokens included, after truncation.
-    pub tokens: usize,
-    /// Places of the texts that were cut at the model's limit.
-    pub truncated: Vec<usize>,
+    /// What became of each text.
+    pub texts: Vec<Text>,
+}
+
+impl Embedded {
+    /// Tokens of all texts.
+    pub fn tokens(&self) -> usize {
+        self.texts.iter().map(|text| text.tokens).sum()
+    }
+
+    /// Places of the texts of which something was left away.
+    pub fn truncated(&self) -> Vec<usize> {
+        let cut = self.texts.iter().enumerate().filter(|(_, text)| text.truncated);
+        cut.map(|(place, _)| place).collect()
+    }
 }
 
 /// What a caller may want to know about a model.
@@ -65,9 +108,11 @@ pub struct Embedded {
 pub struct About {
     /// The architecture's name.
     pub architecture: &'static str,
+    /// Whether it makes vectors or scores.
+    pub kind: Kind,
     /// How it is computed.
     pub plan: Plan,
-    /// Length of its vectors.
+    /// Length of its vectors; how many scores a cross-encoder makes.
     pub dimensions: usize,
     /// The longest input in tokens.
     pub max_tokens: usize,
@@ -75,6 +120,20 @@ pub struct About {
     pub pooling: &'static str,
     /// Where it came from: a directory, or a repository with its commit.
     pub source: String,
+    /// What requests may ask of it.
+    pub offer: Offer,
+}
+
+impl About {
+    /// What its vectors can be compared with, where a request asks for nothing special.
+    pub fn space(&self) -> Space {
+        self.offer.space.space(self.offer.native(), self.offer.normalizes)
+    }
+
+    /// What the states of its tokens can be compared with: others of this model.
+    pub fn space_of_states(&self) -> Space {
+        self.offer.space.of_states()
+    }
 }
 
 /// How much a model takes on.
@@ -167,6 +226,17 @@ impl Drop for Ticket<'_> {
     }
 }
 
+impl Text {
+    fn of(tokens: &Tokens) -> Self {
+        Self {
+            tokens: tokens.len(),
+            truncated: tokens.truncated,
+            pieces: tokens.pieces.len(),
+            had_prompt: tokens.had_prompt,
+        }
+    }
+}
+
 impl Embedder {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
@@ -190,36 +260,122 @@ impl Embedder {
         self.queue.close();
     }
 
-    /// The vectors of `texts`, in order; all of them or an error.
-    pub async fn embed(&self, texts: Vec<String>) -> Result<Embedded, Error> {
-        let count = texts.len();
-        let limit = self.limits.max_texts.min(self.limits.max_waiting_texts);
-        if count > limit {
-            return Err(Error::TooManyTexts { found: count, limit });
+    /// How much it takes on.
+    pub const fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// The most tokens of a batch.
+    pub fn max_batch_tokens(&self) -> usize {
+        self.queue.policy().max_tokens
+    }
+
+    /// What a request's options come to, where it wants vectors.
+    pub fn decide(&self, options: &Options) -> Result<Decided, options::Error> {
+        match &self.about.kind {
+            Kind::Embedding => self.about.offer.decide(options),
+            Kind::CrossEncoder(_) => Err(options::Error::NoVectors),
         }
+    }
+
+    /// The vectors of texts of which nothing is said.
+    pub async fn embed_texts(&self, texts: Vec<String>) -> Result<Embedded, Error> {
+        let decided = self.decide(&Options::default())?;
+        self.embed(texts.into_iter().map(Input::Text).collect(), &decided).await
+    }
+
+    /// The vectors of `inputs`, in order, as was decided; all of them or an error.
+    pub async fn embed(&self, inputs: Vec<Input>, decided: &Decided) -> Result<Embedded, Error> {
+        let (mut vectors, mut texts) = (Vec::with_capacity(inputs.len()), Vec::with_capacity(inputs.len()));
+        let each = |text, vector| {
+            texts.push(text);
+            vectors.push(vector);
+        };
+        self.embed_each(inputs, decided, each).await?;
+        Ok(Embedded { vectors, texts })
+    }
+
+    /// The same, but each vector is told as soon as it and those before it are there.
+    pub async fn embed_each(
+        &self,
+        inputs: Vec<Input>,
+        decided: &Decided,
+        mut each: impl FnMut(Text, Vec<f32>) + Send,
+    ) -> Result<(), Error> {
+        let each = |text, pieces| each(text, finished(mean(pieces), decided.dimensions, decided.normalize));
+        self.run_each(inputs, decided.how.clone(), Output::Vector, each).await
+    }
+
+    /// What the model makes of each piece of each text, in order.
+    async fn run(
+        &self,
+        inputs: Vec<Input>,
+        how: How,
+        output: Output,
+    ) -> Result<(Vec<Text>, Vec<Piece>), Error> {
+        let (mut texts, mut all) = (Vec::with_capacity(inputs.len()), Vec::with_capacity(inputs.len()));
+        let each = |text, pieces| {
+            texts.push(text);
+            all.extend(pieces);
+        };
+        self.run_each(inputs, how, output, each).await?;
+        Ok((texts, all))
+    }
+
+    /// The same, but each text's pieces are told as soon as they and those before them are there.
+    async fn run_each(
+        &self,
+        inputs: Vec<Input>,
+        how: How,
+        output: Output,
+        mut each: impl FnMut(Text, Vec<Piece>) + Send,
+    ) -> Result<(), Error> {
+        let count = inputs.len();
+        self.check_count(count)?;
         let places = u32::try_from(count).unwrap_or(u32::MAX);
         let _places = self.places.try_acquire_many(places).map_err(|_| self.overloaded())?;
-        let tokens =
-            self.pool.encode(Arc::clone(&self.tokenizer), texts).await.map_err(|error| match error {
-                tokenize::Error::Busy => self.overloaded(),
-                error => Error::Tokenize(error),
-            })?;
-        let total = tokens.iter().map(|text| text.ids.len()).sum();
-        let truncated =
-            tokens.iter().enumerate().filter(|(_, text)| text.truncated).map(|(index, _)| index).collect();
-        let (request, receivers) =
-            self.queue.submit(tokens.into_iter().map(|text| text.ids)).map_err(|_| Error::Stopping)?;
+        let tokens = self.pool.encode(Arc::clone(&self.tokenizer), inputs, how).await;
+        let tokens = tokens.map_err(|error| self.of_tokenizer(error))?;
+        let texts: Vec<Text> = tokens.iter().map(Text::of).collect();
+        let mut sequences = Vec::with_capacity(count);
+        let mut lengths = Vec::with_capacity(count);
+        for text in tokens {
+            lengths.extend(text.pieces.iter().map(|piece| piece.ids.len()));
+            sequences.extend(text.pieces);
+        }
+        let (request, receivers) = self.queue.submit(sequences, output).map_err(|_| Error::Stopping)?;
         let mut ticket = Ticket { queue: &self.queue, request: Some(request) };
-        let mut vectors = Vec::with_capacity(count);
-        for (index, receiver) in receivers.into_iter().enumerate() {
-            let vector = receiver
-                .await
-                .unwrap_or_else(|_| Err(worker::Error::Failed("its worker thread has died".into())))
-                .map_err(|source| Error::Text { index, source })?;
-            vectors.push(vector);
+        let mut receivers = receivers.into_iter().zip(lengths);
+        for (index, text) in texts.into_iter().enumerate() {
+            let mut pieces = Vec::with_capacity(text.pieces);
+            for (receiver, tokens) in receivers.by_ref().take(text.pieces) {
+                let values = receiver
+                    .await
+                    .unwrap_or_else(|_| Err(worker::Error::Failed("its worker thread has died".into())))
+                    .map_err(|source| Error::Text { index, source })?;
+                pieces.push(Piece { values, tokens });
+            }
+            each(text, pieces);
         }
         ticket.request = None;
-        Ok(Embedded { vectors, tokens: total, truncated })
+        Ok(())
+    }
+
+    /// Whether a request may have so many texts.
+    pub(crate) fn check_count(&self, count: usize) -> Result<(), Error> {
+        let limit = self.limits.max_texts.min(self.limits.max_waiting_texts);
+        if count > limit { Err(Error::TooManyTexts { found: count, limit }) } else { Ok(()) }
+    }
+
+    fn of_tokenizer(&self, error: tokenize::Error) -> Error {
+        match error {
+            tokenize::Error::Busy => self.overloaded(),
+            error @ tokenize::Error::TooLong { .. } => Error::TooLong(error),
+            error @ (tokenize::Error::TooMuchToTell { .. } | tokenize::Error::NoSuchId { .. }) => {
+                Error::NotTold(error)
+            }
+            error => Error::Tokenize(error),
+        }
     }
 
     fn overloaded(&self) -> Error {

@@ -3,6 +3,7 @@
 //! Who runs it as a job hears of the end in three ways: by the exit code ([`exit_code`]), by
 //! the standard streams, and by a file ([`tell`]).
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -12,7 +13,7 @@ use serde::Serialize;
 
 use crate::config::{Fetch, What};
 use crate::fetch::{self, Fetched};
-use crate::model::Directory;
+use crate::model::{Directory, inventory};
 use crate::models::one_line;
 
 /// `EX_UNAVAILABLE` of sysexits.h: the hub cannot be reached, so something else may
@@ -22,6 +23,8 @@ const UNREACHABLE: i32 = 69;
 const REFUSED: i32 = 77;
 /// Kubernetes reads 4096 bytes of a termination message.
 const MAX_FAILURE: usize = 4000;
+/// How many bytes of prompts fit in there beside the rest, whatever has to be escaped of them.
+const MOST_PROMPTS: usize = 1000;
 
 /// What was fetched; printed as one line of JSON.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -46,6 +49,15 @@ pub struct Summary {
     pub dimensions: usize,
     /// The longest input in tokens.
     pub max_tokens: usize,
+    /// Whether the model divides its vectors by their norm.
+    pub normalizes: bool,
+    /// The fingerprint of the files, of which that of the vector space is made with the prompts: the
+    /// server may be told others.
+    pub space_files: String,
+    /// The prompts in the files by name; none where they would not fit into a termination message.
+    pub prompts: Option<BTreeMap<String, String>>,
+    /// The name of the prompt of texts of which nothing is said.
+    pub default_prompt: Option<String>,
 }
 
 /// Fetches, reads the model's configuration, and sums up. A repository that the server
@@ -64,7 +76,16 @@ pub fn run(config: &Fetch) -> anyhow::Result<Summary> {
         architecture: directory.encoder.architecture(),
         dimensions: directory.dimensions(),
         max_tokens: directory.max_tokens,
+        normalizes: directory.normalizes(),
+        space_files: directory.fingerprint(inventory::tensors(&directory)?)?.to_string(),
+        prompts: Some(directory.prompts).filter(|prompts| size(prompts) <= MOST_PROMPTS),
+        default_prompt: directory.default_prompt_name,
     })
+}
+
+/// Bytes of all prompts together.
+fn size(prompts: &BTreeMap<String, String>) -> usize {
+    prompts.iter().map(|(name, text)| name.len() + text.len()).sum()
 }
 
 fn bring(config: &Fetch) -> anyhow::Result<Fetched> {

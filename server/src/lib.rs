@@ -12,12 +12,14 @@
 //! - [`serve`] is the life of the server, [`models`] what is served and where each
 //!   model is: loading, ready, failed.
 //! - [`fetch`] opens the only outbound connections; [`healthcheck`] asks a server beside it.
-//! - [`batcher`] is pure; wire types stay in [`http`], tensors in [`model`].
+//! - [`cache`] keeps vectors, where that is wanted, between [`http`] and [`embedder`].
+//! - [`batcher`], [`options`], [`quantize`], [`scores`] and [`space`] are pure; wire types stay in [`http`], tensors in [`model`].
 //!
 //! The reasons are in `docs/architecture.md`.
 
 pub mod accept;
 pub mod batcher;
+pub mod cache;
 pub mod config;
 pub mod embedder;
 pub mod fetch;
@@ -27,8 +29,13 @@ pub mod http;
 pub mod metrics;
 pub mod model;
 pub mod models;
+pub mod options;
+pub mod quantize;
+pub mod scores;
 pub mod serve;
 pub mod shutdown;
+pub mod space;
 pub mod telemetry;
+pub mod token_ids;
 pub mod tokenize;
 pub mod worker;

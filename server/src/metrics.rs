@@ -11,7 +11,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::batcher::Why;
-use crate::embedder::Embedded;
+use crate::embedder::Text;
 use crate::worker::Report;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -56,7 +56,13 @@ pub struct Metrics {
     texts: Family<ModelLabel, Counter>,
     tokens: Family<ModelLabel, Counter>,
     truncated: Family<ModelLabel, Counter>,
+    chunked: Family<ModelLabel, Counter>,
+    had_prompt: Family<ModelLabel, Counter>,
     rejected: Family<ModelLabel, Counter>,
+    cache_hits: Family<ModelLabel, Counter>,
+    cache_misses: Family<ModelLabel, Counter>,
+    cache_bytes: Gauge,
+    cache_entries: Gauge,
     batches: Family<BatchLabels, Counter>,
     batch_texts: Family<ModelLabel, Histogram>,
     batch_tokens: Family<ModelLabel, Histogram>,
@@ -90,7 +96,13 @@ impl Metrics {
             texts: Family::default(),
             tokens: Family::default(),
             truncated: Family::default(),
+            chunked: Family::default(),
+            had_prompt: Family::default(),
             rejected: Family::default(),
+            cache_hits: Family::default(),
+            cache_misses: Family::default(),
+            cache_bytes: Gauge::default(),
+            cache_entries: Gauge::default(),
             batches: Family::default(),
             batch_texts: Family::new_with_constructor(|| Histogram::new(TEXTS)),
             batch_tokens: Family::new_with_constructor(|| Histogram::new(TOKENS)),
@@ -115,11 +127,25 @@ impl Metrics {
         registry.register("texts", "Texts embedded", m.texts.clone());
         registry.register("tokens", "Tokens embedded, special tokens included", m.tokens.clone());
         registry.register("truncated_texts", "Texts cut at the model's limit", m.truncated.clone());
+        registry.register("chunked_texts", "Texts embedded in several pieces", m.chunked.clone());
+        registry.register(
+            "texts_with_prompt",
+            "Texts that began with their prompt, which was not put before them again",
+            m.had_prompt.clone(),
+        );
         registry.register(
             "rejected_requests",
             "Requests refused because too many texts were waiting",
             m.rejected.clone(),
         );
+        registry.register(
+            "cache_hits",
+            "Texts whose vector was kept, or made for another request",
+            m.cache_hits.clone(),
+        );
+        registry.register("cache_misses", "Texts whose vector was not kept", m.cache_misses.clone());
+        registry.register("cache_bytes", "Bytes of the vectors that are kept, about", m.cache_bytes.clone());
+        registry.register("cache_entries", "Vectors that are kept", m.cache_entries.clone());
         registry.register("batches", "Forwards, by why the batch had its size", m.batches.clone());
         registry.register("batch_texts", "Texts in a forward", m.batch_texts.clone());
         registry.register("batch_tokens", "Tokens in a forward", m.batch_tokens.clone());
@@ -154,16 +180,32 @@ impl Metrics {
     }
 
     /// A model embedded a request's texts.
-    pub fn embedded(&self, model: &str, embedded: &Embedded) {
+    pub fn embedded(&self, model: &str, texts: &[Text]) {
         let label = ModelLabel { model: model.to_owned() };
-        self.texts.get_or_create(&label).inc_by(embedded.vectors.len() as u64);
-        self.tokens.get_or_create(&label).inc_by(embedded.tokens as u64);
-        self.truncated.get_or_create(&label).inc_by(embedded.truncated.len() as u64);
+        let count = |is: &dyn Fn(&Text) -> bool| texts.iter().filter(|text| is(text)).count() as u64;
+        self.texts.get_or_create(&label).inc_by(texts.len() as u64);
+        self.tokens.get_or_create(&label).inc_by(texts.iter().map(|text| text.tokens as u64).sum());
+        self.truncated.get_or_create(&label).inc_by(count(&|text| text.truncated));
+        self.chunked.get_or_create(&label).inc_by(count(&|text| text.pieces > 1));
+        self.had_prompt.get_or_create(&label).inc_by(count(&|text| text.had_prompt));
     }
 
     /// A model refused a request because too much waits.
     pub fn rejected(&self, model: &str) {
         self.rejected.get_or_create(&ModelLabel { model: model.to_owned() }).inc();
+    }
+
+    /// So many of a request's texts had a vector that was kept, or not.
+    pub fn looked_up(&self, model: &str, hits: usize, misses: usize) {
+        let label = ModelLabel { model: model.to_owned() };
+        self.cache_hits.get_or_create(&label).inc_by(hits as u64);
+        self.cache_misses.get_or_create(&label).inc_by(misses as u64);
+    }
+
+    /// How full the cache is, as of this scrape.
+    pub fn cache(&self, entries: usize, bytes: u64) {
+        self.cache_entries.set(entries as i64);
+        self.cache_bytes.set(bytes as i64);
     }
 
     /// A worker finished a batch.

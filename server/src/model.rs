@@ -8,8 +8,10 @@
 //!
 //! Tensors stay in here; outside there are token ids and `f32`s.
 
+pub mod digests;
 pub mod directory;
 pub mod fake;
+pub mod inventory;
 mod packed;
 pub mod pooling;
 mod rust_bert;
@@ -23,6 +25,7 @@ use std::str::FromStr;
 
 use tch::TchError;
 
+use crate::space;
 pub use directory::Directory;
 
 /// Why a model cannot be loaded or a batch cannot be embedded.
@@ -58,6 +61,25 @@ fn first_line(error: &TchError) -> String {
         .to_owned()
 }
 
+/// The tokens of one text, or of a pair of texts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sequence {
+    /// Token ids, special tokens included; at least one.
+    pub ids: Vec<u32>,
+    /// How many tokens at the beginning the pooling leaves out: those of a prompt, with the
+    /// special tokens before it, where the model's pooling says so.
+    pub unpooled: usize,
+    /// Where the second text of a pair begins; `ids.len()` where there is none.
+    pub second: usize,
+}
+
+impl From<Vec<u32>> for Sequence {
+    /// Of one text, all of it pooled.
+    fn from(ids: Vec<u32>) -> Self {
+        Self { unpooled: 0, second: ids.len(), ids }
+    }
+}
+
 /// Token ids of several texts, one after the other, without padding.
 ///
 /// Texts of equal length should lie side by side: attention runs once for each
@@ -66,6 +88,9 @@ fn first_line(error: &TchError) -> String {
 pub struct TokenBatch {
     ids: Vec<i64>,
     lengths: Vec<i64>,
+    /// As [`Sequence`] has them, a number a text.
+    unpooled: Vec<i64>,
+    seconds: Vec<i64>,
 }
 
 impl TokenBatch {
@@ -76,9 +101,20 @@ impl TokenBatch {
 
     /// Appends a text; it has at least one token.
     pub fn push(&mut self, ids: &[u32]) {
+        self.append(ids, 0, ids.len());
+    }
+
+    /// Appends a text or a pair of texts.
+    pub fn push_sequence(&mut self, sequence: &Sequence) {
+        self.append(&sequence.ids, sequence.unpooled, sequence.second);
+    }
+
+    fn append(&mut self, ids: &[u32], unpooled: usize, second: usize) {
         debug_assert!(!ids.is_empty(), "a text without tokens has no vector");
         self.ids.extend(ids.iter().map(|&id| i64::from(id)));
         self.lengths.push(ids.len() as i64);
+        self.unpooled.push(unpooled as i64);
+        self.seconds.push(second as i64);
     }
 
     /// Number of texts.
@@ -105,6 +141,20 @@ impl TokenBatch {
     pub fn lengths(&self) -> &[i64] {
         &self.lengths
     }
+
+    /// How many tokens at the beginning of each text the pooling leaves out.
+    pub fn unpooled(&self) -> &[i64] {
+        &self.unpooled
+    }
+
+    /// The segment (0 or 1) of each token; nothing where no text is a pair: all are of segment 0.
+    pub fn segments(&self) -> Option<Vec<i64>> {
+        if self.seconds == self.lengths {
+            return None;
+        }
+        let of_text = |(&length, &second): (&i64, &i64)| (0..length).map(move |at| i64::from(at >= second));
+        Some(self.lengths.iter().zip(&self.seconds).flat_map(of_text).collect())
+    }
 }
 
 impl<'a> FromIterator<&'a [u32]> for TokenBatch {
@@ -115,13 +165,26 @@ impl<'a> FromIterator<&'a [u32]> for TokenBatch {
     }
 }
 
+impl<'a> FromIterator<&'a Sequence> for TokenBatch {
+    fn from_iter<I: IntoIterator<Item = &'a Sequence>>(texts: I) -> Self {
+        let mut batch = Self::new();
+        texts.into_iter().for_each(|sequence| batch.push_sequence(sequence));
+        batch
+    }
+}
+
 /// A loaded model. It belongs to one thread at a time; [`Model::share`] makes a
 /// second handle on the same weights for another thread.
 pub trait Model: Send {
     /// The vectors of the batch's texts, in order: `texts × dimensions` values,
     /// row by row. They may hold NaN where the arithmetic produced it: the caller
-    /// checks.
+    /// checks. A last division by the norm is left to the caller, too, who may want
+    /// it otherwise ([`Directory::normalizes`]).
     fn embed(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error>;
+
+    /// The states of the batch's tokens after the encoder, before any pooling:
+    /// `tokens × hidden` values, row by row.
+    fn states(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error>;
 
     /// A second handle on the same weights.
     fn share(&self) -> Result<Box<dyn Model>, Error>;
@@ -290,19 +353,25 @@ impl Machine {
     }
 }
 
-/// Loads the model in `directory` as `plan` says.
-pub fn load(directory: &Directory, plan: Plan) -> Result<Box<dyn Model>, Error> {
+/// Loads the model in `directory` as `plan` says; with the tensors that it computes with.
+pub fn load(directory: &Directory, plan: Plan) -> Result<(Box<dyn Model>, Vec<space::Tensor>), Error> {
     match plan.implementation {
-        Implementation::Packed => Ok(Box::new(packed::Bert::load(directory, plan.dtype)?)),
-        Implementation::RustBert => Ok(Box::new(rust_bert::Bert::load(directory)?)),
-        Implementation::Fake => Ok(Box::new(fake::Fake::new(directory.dimensions()))),
+        Implementation::Packed => {
+            let (model, tensors) = packed::Bert::load(directory, plan.dtype)?;
+            Ok((Box::new(model), tensors))
+        }
+        Implementation::RustBert => {
+            let (model, tensors) = rust_bert::Bert::load(directory)?;
+            Ok((Box::new(model), tensors))
+        }
+        Implementation::Fake => Ok((Box::new(fake::Fake::new(directory.dimensions())), Vec::new())),
     }
 }
 
 /// Reads and loads the model in `path` for a caller that wants nothing else of
 /// the directory: tests and benchmarks.
 pub fn load_path(path: &Path, plan: Plan) -> Result<Box<dyn Model>, Error> {
-    load(&Directory::read(path)?, plan)
+    load(&Directory::read(path)?, plan).map(|(model, _)| model)
 }
 
 /// Sets the number of threads that one operator may use on the calling thread.

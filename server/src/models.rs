@@ -7,6 +7,7 @@
 //! recovers by itself when the hub does; a directory that cannot be served ends the
 //! process ([`Models::load_all`] returns the error), because only its owner can mend it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -15,8 +16,9 @@ use crate::batcher::Policy;
 use crate::embedder::{About, Embedder, Limits, Parts, Rate};
 use crate::metrics::Metrics;
 use crate::model::directory::Encoder;
-use crate::model::{self, Directory, Implementation, Machine, Plan, Preference, TokenBatch};
-use crate::tokenize::{self, Encode, Pool, Tokenizer};
+use crate::model::{self, Directory, Implementation, Machine, Plan, Preference};
+use crate::options::{self, Offer};
+use crate::tokenize::{self, Encode, How, Overflow, Pool, Tokenizer};
 use crate::worker::{Heartbeats, OnBatch, Queue, Threads, Workers};
 
 /// Why a name leads to no model that can embed.
@@ -85,8 +87,63 @@ pub enum Origin {
 pub struct Spec {
     /// Its name in the API.
     pub name: String,
+    /// Other names that it answers to.
+    pub aliases: Vec<String>,
     /// Where its files come from.
     pub origin: Origin,
+    /// What is set about it, besides what its files say.
+    pub manner: Manner,
+}
+
+impl Spec {
+    /// A model of which nothing is set.
+    pub fn new(name: String, origin: Origin) -> Self {
+        Self { name, aliases: Vec::new(), origin, manner: Manner::default() }
+    }
+
+    /// The repository that it is from.
+    pub fn repository(&self) -> Option<String> {
+        match &self.origin {
+            Origin::Repository(source) => Some(source.repo.as_str().to_owned()),
+            Origin::Directory(_) => None,
+        }
+    }
+}
+
+/// What is set about a model, besides what its files say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Manner {
+    /// Prompts by name; they win over those of the model's files.
+    pub prompts: BTreeMap<String, String>,
+    /// The name of the prompt for texts of which nothing is said.
+    pub default_prompt: Option<String>,
+    /// What becomes of texts that are too long.
+    pub overflow: Overflow,
+    /// Whether a request has to say what its texts are.
+    pub require_input_type: bool,
+    /// Lengths to which its vectors can be shortened.
+    pub matryoshka: Vec<usize>,
+}
+
+impl Manner {
+    /// A model's directory as it is to be served.
+    fn applied(&self, directory: Directory) -> Result<Directory, LoadError> {
+        let mut directory = directory;
+        directory.prompts.extend(self.prompts.clone());
+        if let Some(name) = &self.default_prompt {
+            if !directory.prompts.contains_key(name) {
+                let prompts: Vec<_> = directory.prompts.into_keys().collect();
+                let prompts = if prompts.is_empty() { "none".to_owned() } else { prompts.join(", ") };
+                return Err(LoadError::NoSuchPrompt { name: name.clone(), prompts });
+            }
+            directory.default_prompt_name = Some(name.clone());
+        }
+        if let Some(length) = self.matryoshka.iter().find(|&&length| length > directory.dimensions()) {
+            return Err(LoadError::Matryoshka { length: *length, dimensions: directory.dimensions() });
+        }
+        let lengths = [directory.matryoshka.clone(), self.matryoshka.clone()].concat();
+        Ok(directory.with_matryoshka(lengths))
+    }
 }
 
 /// How models are computed and how much they take on.
@@ -105,7 +162,19 @@ pub struct Settings {
 #[derive(Debug)]
 struct Entry {
     name: String,
+    aliases: Vec<String>,
     state: RwLock<State>,
+}
+
+/// The model that a request names.
+#[derive(Clone, Debug)]
+pub struct Named<'a> {
+    /// Its own name.
+    pub name: &'a str,
+    /// What the name that was used says about the texts (`e5:query`).
+    pub suffix: Option<String>,
+    /// Its front door.
+    pub embedder: Arc<Embedder>,
 }
 
 /// The served models. See the module.
@@ -116,12 +185,39 @@ pub struct Models {
     heartbeats: RwLock<Vec<(String, Arc<Heartbeats>)>>,
 }
 
+impl Entry {
+    fn embedder(&self) -> Result<Arc<Embedder>, Error> {
+        let name = || self.name.clone();
+        match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            State::Ready(embedder) => Ok(Arc::clone(embedder)),
+            State::Loading { step } => Err(Error::Loading { name: name(), step: step.clone() }),
+            State::Failed { why } => Err(Error::Failed { name: name(), why: why.clone() }),
+        }
+    }
+}
+
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The model's files.
     #[error(transparent)]
     Model(#[from] model::Error),
+    /// The default prompt that was set is none of the model's.
+    #[error("--default-prompt {name}: the model has no such prompt; it has: {prompts}")]
+    NoSuchPrompt {
+        /// The name.
+        name: String,
+        /// The names that there are.
+        prompts: String,
+    },
+    /// The model's vectors are shorter than what they should be shortened to.
+    #[error("--matryoshka {length}: the model's vectors have {dimensions} dimensions")]
+    Matryoshka {
+        /// The length.
+        length: usize,
+        /// The model's own.
+        dimensions: usize,
+    },
     /// The model's tokenizer.
     #[error(transparent)]
     Tokenizer(#[from] tokenize::Error),
@@ -151,12 +247,18 @@ pub fn one_line(error: &dyn std::error::Error) -> String {
 }
 
 impl Models {
-    /// All of them loading.
+    /// Models of these names and of no others, all of them loading.
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Arc<Self> {
+        Self::with_aliases(names.into_iter().map(|name| (name, [].as_slice())))
+    }
+
+    /// Models with their other names, all of them loading.
+    pub fn with_aliases<'a>(names: impl IntoIterator<Item = (&'a str, &'a [String])>) -> Arc<Self> {
         let entries = names
             .into_iter()
-            .map(|name| Entry {
+            .map(|(name, aliases)| Entry {
                 name: name.to_owned(),
+                aliases: aliases.to_vec(),
                 state: RwLock::new(State::Loading { step: "waiting for its turn".into() }),
             })
             .collect();
@@ -181,21 +283,32 @@ impl Models {
     }
 
     /// The model of that name; the only one when no name is given.
-    pub fn get(&self, name: Option<&str>) -> Result<(&str, Arc<Embedder>), Error> {
-        let entry = match (name, self.entries.as_slice()) {
-            (Some(name), entries) => entries
-                .iter()
-                .find(|entry| entry.name == name)
-                .ok_or_else(|| Error::Unknown { name: name.to_owned(), served: self.names() })?,
-            (None, [only]) => only,
-            (None, _) => return Err(Error::Unnamed { served: self.names() }),
+    ///
+    /// A model's own name and its aliases win over any reading of their parts. Otherwise
+    /// `NAME:latest` is NAME, as Ollama's clients have it, and `NAME:query` and `NAME-query` are
+    /// NAME with what it says about the texts.
+    pub fn get(&self, name: Option<&str>) -> Result<Named<'_>, Error> {
+        let Some(name) = name else {
+            let [only] = self.entries.as_slice() else {
+                return Err(Error::Unnamed { served: self.names() });
+            };
+            return Ok(Named { name: &only.name, suffix: None, embedder: only.embedder()? });
         };
-        let name = entry.name.as_str();
-        match &*entry.state.read().unwrap_or_else(PoisonError::into_inner) {
-            State::Ready(embedder) => Ok((name, Arc::clone(embedder))),
-            State::Loading { step } => Err(Error::Loading { name: name.to_owned(), step: step.clone() }),
-            State::Failed { why } => Err(Error::Failed { name: name.to_owned(), why: why.clone() }),
+        let find = |wanted: &str| {
+            let mut entries = self.entries.iter();
+            entries.find(|entry| entry.name == wanted || entry.aliases.iter().any(|alias| alias == wanted))
+        };
+        if let Some(entry) = find(name).or_else(|| find(name.strip_suffix(":latest")?)) {
+            return Ok(Named { name: &entry.name, suffix: None, embedder: entry.embedder()? });
         }
+        for (base, word) in [name.rsplit_once(':'), name.rsplit_once('-')].into_iter().flatten() {
+            let Some(entry) = find(base) else { continue };
+            let embedder = entry.embedder()?;
+            if options::is_input_type(word, &embedder.about().offer.prompts) {
+                return Ok(Named { name: &entry.name, suffix: Some(word.to_owned()), embedder });
+            }
+        }
+        Err(Error::Unknown { name: name.to_owned(), served: self.names() })
     }
 
     /// What the watchdog has to say at `now`, a line for each model in trouble.
@@ -277,22 +390,43 @@ pub struct Loaded {
 
 /// Loads the model in `directory` and makes it embed once: a model is ready when it
 /// can do its work, not when its files were read.
-pub fn load(directory: &Directory, source: String, preference: Preference) -> Result<Loaded, LoadError> {
+pub fn load(
+    directory: Directory,
+    source: String,
+    preference: Preference,
+    manner: &Manner,
+) -> Result<Loaded, LoadError> {
+    let directory = manner.applied(directory)?;
     let plan = Plan::decide(preference, Machine::detect())?;
     let Encoder::Bert(config) = &directory.encoder;
-    let tokenizer = Tokenizer::load(directory, config.vocab_size)?;
-    let mut model = model::load(directory, plan)?;
+    let tokenizer = Tokenizer::load(&directory, config.vocab_size)?;
+    let (mut model, tensors) = model::load(&directory, plan)?;
+    let offer = Offer {
+        prompts: directory.prompts.clone(),
+        default_prompt: directory.default_prompt_name.clone(),
+        include_prompt: directory.pooling.include_prompt,
+        // What a cross-encoder's texts are, their place in a pair says.
+        require_input_type: manner.require_input_type && directory.classifier.is_none(),
+        overflow: manner.overflow,
+        dimensions: directory.matryoshka.clone(),
+        normalizes: directory.normalizes(),
+        space: directory
+            .fingerprint(tensors)?
+            .with_prompts(&directory.prompts, directory.default_prompt_name.as_deref()),
+    };
     let about = About {
         architecture: directory.encoder.architecture(),
+        kind: directory.kind(),
         plan,
         dimensions: directory.dimensions(),
         max_tokens: directory.max_tokens,
         pooling: directory.pooling.name(),
         source,
+        offer,
     };
-    let hello = tokenizer.encode("hello")?;
+    let hello = tokenizer.encode("hello", &How::default())?;
     let vector = model
-        .embed(&TokenBatch::from_iter([hello.ids.as_slice()]))
+        .embed(&hello.pieces.iter().collect())
         .map_err(|error| LoadError::FirstForward(error.to_string()))?;
     if vector.len() != about.dimensions || !vector.iter().all(|value| value.is_finite()) {
         return Err(LoadError::FirstForward(format!(

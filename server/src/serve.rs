@@ -74,7 +74,8 @@ async fn serve(config: Serve) -> anyhow::Result<()> {
     let listener = accept::bind(&config.host, config.port).await?;
     let address = listener.local_addr().context("cannot tell the address that is listened on")?;
     let metrics = Arc::new(Metrics::new());
-    let models = Models::new(config.models.iter().map(|spec| spec.name.as_str()));
+    let names = config.models.iter().map(|spec| (spec.name.as_str(), spec.aliases.as_slice()));
+    let models = Models::with_aliases(names);
     let shared = http::Shared::new(Arc::clone(&models), Arc::clone(&metrics), config.http);
     tracing::info!(
         %address,
@@ -211,12 +212,12 @@ impl Loader {
         }
         match &spec.origin {
             Origin::Directory(path) => self
-                .take_into_service(name, path, path.display().to_string())
+                .take_into_service(spec, path, path.display().to_string())
                 .map_err(|why| Trouble::Fatal(anyhow::anyhow!("model {name}: {why}"))),
             Origin::Repository(source) => {
                 let fetched = self.fetch(name, source)?;
                 let origin = format!("{}@{}", fetched.repo, fetched.commit);
-                self.take_into_service(name, &fetched.directory, origin).map_err(Trouble::Lasting)
+                self.take_into_service(spec, &fetched.directory, origin).map_err(Trouble::Lasting)
             }
         }
     }
@@ -248,19 +249,20 @@ impl Loader {
 
     /// Loads and starts a model; why not, on one line, where that fails. A panic in a
     /// library is such a failure: it must not leave the model loading for ever.
-    fn take_into_service(&self, name: &str, path: &Path, origin: String) -> Result<(), String> {
+    fn take_into_service(&self, spec: &Spec, path: &Path, origin: String) -> Result<(), String> {
         // A model that is half loaded is dropped and never looked at again.
-        match catch_unwind(AssertUnwindSafe(|| self.start(name, path, origin))) {
+        match catch_unwind(AssertUnwindSafe(|| self.start(spec, path, origin))) {
             Ok(result) => result.map_err(|error| one_line(&error)),
             Err(panic) => Err(format!("{}: loading it failed: {}", path.display(), panic_line(&*panic))),
         }
     }
 
-    fn start(&self, name: &str, path: &Path, origin: String) -> Result<(), LoadError> {
+    fn start(&self, spec: &Spec, path: &Path, origin: String) -> Result<(), LoadError> {
+        let name = spec.name.as_str();
         self.models.set(name, State::Loading { step: "reading its files".into() });
         let begun = Instant::now();
         let directory = Directory::read(path)?;
-        let loaded = models::load(&directory, origin, self.settings.preference)?;
+        let loaded = models::load(directory, origin, self.settings.preference, &spec.manner)?;
         let about = loaded.about.clone();
         self.models.serve(name, loaded, &self.settings, &self.pool, &self.metrics)?;
         tracing::info!(
@@ -272,6 +274,7 @@ impl Loader {
             pooling = about.pooling,
             implementation = %about.plan.implementation,
             dtype = %about.plan.dtype,
+            space = %about.space(),
             seconds = begun.elapsed().as_secs_f64(),
             "ready"
         );

@@ -1,6 +1,7 @@
 //! Text → token ids, on a bounded pool of threads.
 //!
-//! Truncation is decided and reported here. The padding and truncation that a
+//! Prompts are put before texts here, and what becomes of a text that is too long ([`Overflow`])
+//! is done and reported here. The padding and truncation that a
 //! `tokenizer.json` brings along are ignored, as sentence-transformers does: they
 //! are what its author's last export happened to use.
 //!
@@ -24,6 +25,9 @@
 //! from left to right. One that does not split (some BPE) makes a text one
 //! word that never ends, and gets all the bytes that there may be.
 
+mod inspect;
+mod pair;
+
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,7 +36,9 @@ use rayon::prelude::*;
 use tokenizers::{Encoding, ModelWrapper, NormalizerWrapper, PostProcessor as _, PreTokenizerWrapper};
 use tokio::sync::Semaphore;
 
-use crate::model::Directory;
+pub use inspect::Token;
+
+use crate::model::{Directory, Sequence};
 
 /// A text this long is tokenised as it is: finding out what to leave away would cost
 /// more.
@@ -45,6 +51,10 @@ const EDGE: usize = 1024;
 /// How many more tokens than are kept there have to be: what the end of a beginning
 /// does to the tokens just before it must not reach those that are kept.
 const MARGIN: usize = 16;
+/// How many bytes of a text that is cut into pieces are tokenised at once.
+const PART: usize = 64 * 1024;
+/// The longest text in bytes that is cut into pieces.
+const MOST_CHUNKED: usize = 4 * 1024 * 1024;
 /// How many bytes of text may wait for the pool or be in it.
 const MOST_WAITING: usize = 256 * 1024 * 1024;
 /// What bytes are counted in, so that their count fits a semaphore's.
@@ -64,6 +74,30 @@ pub enum Error {
     /// The tokenizer failed on a text.
     #[error("the tokenizer failed: {0}")]
     Encode(String),
+    /// A text is longer than the model takes, and was not to be cut.
+    #[error("text {index} is longer than {max_tokens} tokens, which is all that the model takes{}", too_long(*limit))]
+    TooLong {
+        /// Its place in the request.
+        index: usize,
+        /// The longest input in tokens, special ones included.
+        max_tokens: usize,
+        /// How many bytes may be cut into pieces, where that was wanted.
+        limit: Option<usize>,
+    },
+    /// A text is longer than those whose tokens are told.
+    #[error("text {index} has more than {most} characters: of longer ones no tokens are told")]
+    TooMuchToTell {
+        /// Its place in the request.
+        index: usize,
+        /// The most characters.
+        most: usize,
+    },
+    /// No token has this id.
+    #[error("token id {id} is not in the model's vocabulary: is it of another model's tokenizer?")]
+    NoSuchId {
+        /// The id.
+        id: u32,
+    },
     /// Too much text waits already.
     #[error("more than {} MiB of text are waiting to be tokenised", MOST_WAITING / (1024 * 1024))]
     Busy,
@@ -75,29 +109,133 @@ pub enum Error {
     Threads(#[from] rayon::ThreadPoolBuildError),
 }
 
+fn too_long(limit: Option<usize>) -> String {
+    limit.map_or_else(String::new, |bytes| format!(", and than the {bytes} bytes that are cut into pieces"))
+}
+
+/// What becomes of a text that is longer than the model takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Overflow {
+    /// Its end is left away.
+    #[default]
+    TruncateEnd,
+    /// Its beginning is left away; a prompt stays.
+    TruncateStart,
+    /// It is refused.
+    Error,
+    /// It is cut into pieces, each of which has a vector and gets the prompt; the text's vector is
+    /// their mean, weighted by their tokens.
+    ChunkMean,
+}
+
+impl std::str::FromStr for Overflow {
+    type Err = String;
+
+    /// As options and requests have it.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "truncate" => Ok(Self::TruncateEnd),
+            "error" => Ok(Self::Error),
+            "chunk_mean" => Ok(Self::ChunkMean),
+            _ => Err(format!("unknown on_overflow `{text}`, expected `truncate`, `error` or `chunk_mean`")),
+        }
+    }
+}
+
+/// How texts are to be made tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct How {
+    /// What is put before each text that does not begin with it already.
+    pub prompt: Arc<str>,
+    /// Whether the prompt's tokens are left out of the pooling.
+    pub unpooled_prompt: bool,
+    /// What becomes of a text that is too long.
+    pub overflow: Overflow,
+    /// The most tokens of a pair's second text; its end is left away.
+    pub most_of_second: Option<usize>,
+}
+
+impl Error {
+    /// The same, of the text at a place of its request.
+    fn at(self, place: usize) -> Self {
+        match self {
+            Self::TooLong { max_tokens, limit, .. } => Self::TooLong { index: place, max_tokens, limit },
+            Self::TooMuchToTell { most, .. } => Self::TooMuchToTell { index: place, most },
+            other => other,
+        }
+    }
+}
+
+/// What is to be made tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// A text.
+    Text(String),
+    /// Two texts that are compared.
+    Pair(Arc<str>, String),
+}
+
+impl Input {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Pair(first, second) => first.len() + second.len(),
+        }
+    }
+}
+
 /// The tokens of one text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
-    /// Ids, special tokens included; never empty, never more than the model's limit.
-    pub ids: Vec<u32>,
-    /// Whether the text was longer than the model's limit and was cut.
+    /// Never empty, none of them longer than the model's limit; several only where a long text was
+    /// cut into pieces.
+    pub pieces: Vec<Sequence>,
+    /// Whether the text was longer than the model's limit and something of it was left away.
     pub truncated: bool,
+    /// Whether the text began with the prompt, which then was not put before it again.
+    pub had_prompt: bool,
+}
+
+impl Tokens {
+    /// Number of tokens, special ones included.
+    pub fn len(&self) -> usize {
+        self.pieces.iter().map(|piece| piece.ids.len()).sum()
+    }
+
+    /// Never: an empty text is its special tokens.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// Text → tokens. The one real implementation is [`Tokenizer`]; tests have another.
 pub trait Encode: std::fmt::Debug + Send + Sync {
     /// The tokens of `text`.
-    fn encode(&self, text: &str) -> Result<Tokens, Error>;
+    fn encode(&self, text: &str, how: &How) -> Result<Tokens, Error>;
+
+    /// The tokens of two texts together, as models compare them. The prompt is put before the first.
+    /// The longer text is cut where both are too long together, unless `overflow` is an error; pairs
+    /// are not cut into pieces.
+    fn encode_pair(&self, first: &str, second: &str, how: &How) -> Result<Tokens, Error>;
+
+    /// Each token of a text with its place in it, however long the text is for the model.
+    fn tokens(&self, text: &str, how: &How, special: bool) -> Result<Vec<Token>, Error>;
+
+    /// The text of tokens.
+    fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, Error>;
 }
 
 /// A model's tokenizer.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    prompt: String,
     lowercase: bool,
+    /// The longest input in tokens.
+    max_tokens: usize,
     /// The most tokens of a text, without special ones.
     room: usize,
+    /// How many special tokens stand before a text.
+    before: usize,
     /// The length of the longest token that was added to the vocabulary.
     longest_added: usize,
     /// Whether long runs can be shortened.
@@ -110,12 +248,7 @@ impl Tokenizer {
     /// model's.
     pub fn load(directory: &Directory, vocabulary: i64) -> Result<Self, Error> {
         let path = directory.path.join("tokenizer.json");
-        let tokenizer = Self::open(
-            &path,
-            directory.max_tokens,
-            directory.default_prompt().to_owned(),
-            directory.do_lower_case,
-        )?;
+        let tokenizer = Self::open(&path, directory.max_tokens, directory.do_lower_case)?;
         let largest = tokenizer.inner.get_vocab(true).into_values().max().unwrap_or(0);
         if i64::from(largest) >= vocabulary {
             return Err(Error::Load {
@@ -128,7 +261,7 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    fn open(path: &Path, max_tokens: usize, prompt: String, lowercase: bool) -> Result<Self, Error> {
+    fn open(path: &Path, max_tokens: usize, lowercase: bool) -> Result<Self, Error> {
         let problem = |problem: String| Error::Load { path: path.to_owned(), problem };
         let mut inner = tokenizers::Tokenizer::from_file(path).map_err(|error| problem(error.to_string()))?;
         inner.with_padding(None);
@@ -144,12 +277,15 @@ impl Tokenizer {
         let shortens = is_bert(&inner)
             && longest_added <= EDGE
             && added.values().all(|token| token.content.contains(|c: char| c.is_ascii_punctuation()));
-        let tokenizer = Self { inner, prompt, lowercase, room, longest_added, shortens };
+        let mut tokenizer = Self { inner, lowercase, max_tokens, room, before: 0, longest_added, shortens };
         // An empty text must have a vector, as any other: it is its special tokens.
-        let empty = tokenizer.encode("").map_err(|error| problem(error.to_string()))?;
-        if empty.ids.is_empty() {
+        let special = tokenizer.with_special(&[]).map_err(|error| problem(error.to_string()))?;
+        if special.is_empty() {
             return Err(problem("it adds no special tokens, so that an empty text has no tokens".into()));
         }
+        let none = special.iter().copied().max().unwrap_or(0).wrapping_add(1);
+        let around = tokenizer.with_special(&[none]).map_err(|error| problem(error.to_string()))?;
+        tokenizer.before = around.iter().position(|&id| id == none).unwrap_or(0);
         Ok(tokenizer)
     }
 
@@ -277,23 +413,114 @@ fn run(bytes: &[u8]) -> usize {
     }
 }
 
-impl Encode for Tokenizer {
-    /// The tokens of `text`, with the model's default prompt before it.
-    fn encode(&self, text: &str) -> Result<Tokens, Error> {
-        let mut text = Cow::Borrowed(text);
-        if !self.prompt.is_empty() {
-            text = Cow::Owned(format!("{}{text}", self.prompt));
-        }
+impl Tokenizer {
+    /// The prompt and the text after it, as they are tokenised; and whether the text began with the
+    /// prompt.
+    fn prompted<'a>(&self, text: &'a str, how: &'a How) -> (Cow<'a, str>, Cow<'a, str>, bool) {
+        let prompt = &*how.prompt;
+        let rest = if prompt.is_empty() { None } else { text.strip_prefix(prompt) };
+        let (text, had_prompt) = (rest.unwrap_or(text), rest.is_some());
         // All of it, because a sigma's lowercase depends on what follows, at any distance.
         if self.lowercase {
-            text = Cow::Owned(text.to_lowercase());
+            return (prompt.to_lowercase().into(), text.to_lowercase().into(), had_prompt);
         }
-        let failed = |error: tokenizers::Error| Error::Encode(error.to_string());
-        let (ids, truncated) = self.first(&text).map_err(failed)?;
+        (prompt.into(), text.into(), had_prompt)
+    }
+
+    /// Tokens of a text with the special ones around them.
+    fn with_special(&self, ids: &[u32]) -> Result<Vec<u32>, tokenizers::Error> {
         // As the library does for a text that it has truncated itself.
-        let kept: Encoding = ids.into_iter().map(|id| (id, String::new(), (0, 0), None, 0)).collect();
-        let whole = self.inner.post_process(kept, None, true).map_err(failed)?;
-        Ok(Tokens { ids: whole.get_ids().to_vec(), truncated })
+        let kept = ids.iter().map(|&id| (id, String::new(), (0, 0), None, 0)).collect();
+        Ok(self.inner.post_process(kept, None, true)?.get_ids().to_vec())
+    }
+
+    /// All tokens of a text that is not too long for that, without special ones.
+    fn all(&self, text: &str) -> Result<Vec<u32>, tokenizers::Error> {
+        Ok(self.inner.encode_fast(text, false)?.get_ids().to_vec())
+    }
+
+    /// A sequence of a text's tokens, the first `prompt` of which are those of a prompt.
+    fn sequence(&self, ids: &[u32], prompt: Option<usize>) -> Result<Sequence, tokenizers::Error> {
+        let ids = self.with_special(ids)?;
+        // Where a text is nothing but its prompt, something has to be pooled.
+        let unpooled = prompt.map_or(0, |tokens| (self.before + tokens).min(ids.len() - 1));
+        Ok(Sequence { unpooled, second: ids.len(), ids })
+    }
+
+    /// The last `room` tokens of a text, or of as much of its end as is looked at.
+    fn last(&self, text: &str, room: usize) -> Result<Vec<u32>, tokenizers::Error> {
+        let end = &text[text.ceil_char_boundary(text.len().saturating_sub(self.most()))..];
+        let begin = if end.len() < text.len() { end.find(char::is_whitespace).unwrap_or(0) } else { 0 };
+        let ids = self.all(&end[begin..])?;
+        Ok(ids[ids.len().saturating_sub(room)..].to_vec())
+    }
+
+    /// All tokens of a long text, part by part: a tokenizer takes memory for all that it is given
+    /// at once. Parts end before whitespace, where words end.
+    fn parts(&self, text: &str) -> Result<Vec<u32>, tokenizers::Error> {
+        let mut ids = Vec::new();
+        let mut rest = text;
+        while !rest.is_empty() {
+            let part = &rest[..rest.floor_char_boundary(PART)];
+            let part = if part.len() < rest.len() { before_a_space(part) } else { part };
+            ids.extend(self.all(part)?);
+            rest = &rest[part.len()..];
+        }
+        Ok(ids)
+    }
+
+    fn pieces(&self, text: &str, prompt: &str, how: &How) -> Result<(Vec<Sequence>, bool), Error> {
+        let failed = |error: tokenizers::Error| Error::Encode(error.to_string());
+        let whole: Cow<'_, str> =
+            if prompt.is_empty() { Cow::Borrowed(text) } else { Cow::Owned(format!("{prompt}{text}")) };
+        let (ids, cut) = self.first(&whole).map_err(failed)?;
+        let of_prompt = || if prompt.is_empty() { Ok(Vec::new()) } else { self.all(prompt) };
+        let unpooled = |tokens: usize| (how.unpooled_prompt && !prompt.is_empty()).then_some(tokens);
+        if !cut || how.overflow == Overflow::TruncateEnd {
+            let prompt = if how.unpooled_prompt { of_prompt().map_err(failed)?.len() } else { 0 };
+            return Ok((vec![self.sequence(&ids, unpooled(prompt)).map_err(failed)?], cut));
+        }
+        let too_long = |limit| Err(Error::TooLong { index: 0, max_tokens: self.max_tokens, limit });
+        if how.overflow == Overflow::Error {
+            return too_long(None);
+        }
+        let prompt_ids = of_prompt().map_err(failed)?;
+        let room = self.room.saturating_sub(prompt_ids.len());
+        if room == 0 {
+            return too_long(None);
+        }
+        let body = |ids: &[u32]| {
+            let all = [&prompt_ids, ids].concat();
+            self.sequence(&all, unpooled(prompt_ids.len())).map_err(failed)
+        };
+        if how.overflow == Overflow::TruncateStart {
+            return Ok((vec![body(&self.last(text, room).map_err(failed)?)?], true));
+        }
+        if text.len() > MOST_CHUNKED {
+            return too_long(Some(MOST_CHUNKED));
+        }
+        let ids = self.parts(text).map_err(failed)?;
+        Ok((ids.chunks(room).map(body).collect::<Result<_, _>>()?, false))
+    }
+}
+
+impl Encode for Tokenizer {
+    fn encode(&self, text: &str, how: &How) -> Result<Tokens, Error> {
+        let (prompt, text, had_prompt) = self.prompted(text, how);
+        let (pieces, truncated) = self.pieces(&text, &prompt, how)?;
+        Ok(Tokens { pieces, truncated, had_prompt })
+    }
+
+    fn encode_pair(&self, first: &str, second: &str, how: &How) -> Result<Tokens, Error> {
+        self.pair(first, second, how)
+    }
+
+    fn tokens(&self, text: &str, how: &How, special: bool) -> Result<Vec<Token>, Error> {
+        self.inspect(text, how, special)
+    }
+
+    fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, Error> {
+        self.text_of(ids, skip_special)
     }
 }
 
@@ -323,26 +550,58 @@ impl Pool {
         Ok(Self { threads, places: Arc::new(Semaphore::new(MOST_WAITING / UNIT)) })
     }
 
-    /// Tokenises `texts` in parallel; results are in their order. No further text is begun
+    /// How many threads it has.
+    pub fn threads(&self) -> usize {
+        self.threads.current_num_threads()
+    }
+
+    /// Tokenises `inputs` in parallel; results are in their order. No further one is begun
     /// once the caller has left (the future is dropped).
-    pub async fn encode(&self, tokenizer: Arc<dyn Encode>, texts: Vec<String>) -> Result<Vec<Tokens>, Error> {
-        let bytes: usize = texts.iter().map(String::len).sum();
+    pub async fn encode(
+        &self,
+        tokenizer: Arc<dyn Encode>,
+        inputs: Vec<Input>,
+        how: How,
+    ) -> Result<Vec<Tokens>, Error> {
+        let bytes = inputs.iter().map(Input::bytes).sum();
+        let encode = move |input: &Input| match input {
+            Input::Text(text) => tokenizer.encode(text, &how),
+            Input::Pair(first, second) => tokenizer.encode_pair(first, second, &how),
+        };
+        self.each(inputs, bytes, encode).await
+    }
+
+    /// Does the work for each of `inputs`, which have so many bytes together.
+    async fn each<I, T>(
+        &self,
+        inputs: Vec<I>,
+        bytes: usize,
+        work: impl Fn(&I) -> Result<T, Error> + Send + Sync + 'static,
+    ) -> Result<Vec<T>, Error>
+    where
+        I: Send + Sync + 'static,
+        T: Send + 'static,
+    {
         let places = u32::try_from(bytes.min(MOST_WAITING) / UNIT).unwrap_or(u32::MAX);
         let places = Arc::clone(&self.places).try_acquire_many_owned(places).map_err(|_| Error::Busy)?;
         let (send, receive) = tokio::sync::oneshot::channel();
         self.threads.spawn(move || {
-            let encode =
-                |text: &String| if send.is_closed() { Err(Error::Left) } else { tokenizer.encode(text) };
+            let work = |(index, input): (usize, &I)| {
+                if send.is_closed() {
+                    return Err(Error::Left);
+                }
+                work(input).map_err(|error| error.at(index))
+            };
             // Handing one text to another thread costs more than tokenising it.
-            let tokens = if texts.len() < 8 {
-                texts.iter().map(encode).collect()
+            let results = if inputs.len() < 8 {
+                inputs.iter().enumerate().map(work).collect()
             } else {
-                texts.par_iter().with_min_len(4).map(encode).collect()
+                inputs.par_iter().enumerate().with_min_len(4).map(work).collect()
             };
             // Before the caller goes on, who may come back at once.
-            drop(texts);
+            drop(inputs);
             drop(places);
-            drop(send.send(tokens));
+            drop(send.send(results));
         });
         receive.await.unwrap_or_else(|_| Err(Error::Encode("it panicked on this text".into())))
     }

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::batcher::{Batch, Batcher, Job, Policy, Why};
-use crate::model::{self, Model, TokenBatch};
+use crate::model::{self, Model, Sequence, TokenBatch};
 
 /// Why a text has no vector.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,10 +45,21 @@ pub enum Error {
     Stopping,
 }
 
+/// What is wanted of a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Output {
+    /// One vector.
+    #[default]
+    Vector,
+    /// The state of each of its tokens, one after the other.
+    TokenStates,
+}
+
 /// A text in line, with the way back to its caller.
 #[derive(Debug)]
 pub struct Text {
-    ids: Vec<u32>,
+    sequence: Sequence,
+    output: Output,
     reply: oneshot::Sender<Result<Vec<f32>, Error>>,
 }
 
@@ -100,7 +111,8 @@ impl Queue {
     /// Returns the request's number, for [`Queue::cancel`], and a receiver a text.
     pub fn submit(
         &self,
-        texts: impl IntoIterator<Item = Vec<u32>>,
+        texts: impl IntoIterator<Item = Sequence>,
+        output: Output,
     ) -> Result<(u64, Vec<oneshot::Receiver<Result<Vec<f32>, Error>>>), Error> {
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
         let mut line = self.lock();
@@ -109,9 +121,10 @@ impl Queue {
         }
         let receivers = texts
             .into_iter()
-            .map(|ids| {
+            .map(|sequence| {
                 let (reply, receiver) = oneshot::channel();
-                line.batcher.push(Job { request, tokens: ids.len(), payload: Text { ids, reply } });
+                let tokens = sequence.ids.len();
+                line.batcher.push(Job { request, tokens, payload: Text { sequence, output, reply } });
                 receiver
             })
             .collect();
@@ -123,6 +136,11 @@ impl Queue {
     /// Takes the texts of a request out of the line; those in a forward stay there.
     pub fn cancel(&self, request: u64) {
         self.lock().batcher.cancel(request);
+    }
+
+    /// How batches are made.
+    pub fn policy(&self) -> Policy {
+        self.lock().batcher.policy()
     }
 
     /// (texts, tokens) in line.
@@ -311,7 +329,12 @@ impl Worker {
             let begun = Instant::now();
             let texts = batch.jobs.len();
             let tokens = batch.jobs.iter().map(|job| job.tokens).sum();
-            let results = self.embed(&batch.jobs);
+            // Those of which something else is wanted last: each kind has a forward of its own.
+            batch.jobs.sort_by_key(|job| job.payload.output != Output::Vector);
+            let vectors = batch.jobs.partition_point(|job| job.payload.output == Output::Vector);
+            let (of_vectors, of_states) = batch.jobs.split_at(vectors);
+            let mut results = self.embed(of_vectors, Output::Vector);
+            results.extend(self.embed(of_states, Output::TokenStates));
             // Before the answers: who has one can see it counted.
             (self.on_batch)(Report { texts, tokens, why: batch.why, took: begun.elapsed() });
             for (job, result) in batch.jobs.into_iter().zip(results) {
@@ -322,32 +345,53 @@ impl Worker {
     }
 
     /// One result a job, in order.
-    fn embed(&mut self, jobs: &[Job<Text>]) -> Vec<Result<Vec<f32>, Error>> {
-        let batch: TokenBatch = jobs.iter().map(|job| job.payload.ids.as_slice()).collect();
-        match self.forward(&batch) {
-            Ok(values) => values.chunks_exact(self.dimensions).map(finite).collect(),
+    fn embed(&mut self, jobs: &[Job<Text>], output: Output) -> Vec<Result<Vec<f32>, Error>> {
+        if jobs.is_empty() {
+            return Vec::new();
+        }
+        let batch: TokenBatch = jobs.iter().map(|job| &job.payload.sequence).collect();
+        match self.forward(&batch, output) {
+            Ok(values) => {
+                let width =
+                    values.len() / if output == Output::Vector { batch.len() } else { batch.tokens() };
+                let rows = |&length: &i64| if output == Output::Vector { 1 } else { length as usize };
+                let mut rest = values.as_slice();
+                let own = batch.lengths().iter().map(|length| {
+                    let (own, others) = rest.split_at(rows(length) * width);
+                    rest = others;
+                    finite(own)
+                });
+                own.collect()
+            }
             Err(error) if jobs.len() == 1 => {
                 tracing::error!(%error, tokens = batch.tokens(), "a forward failed");
                 vec![Err(Error::Failed(error))]
             }
             Err(error) => {
                 tracing::warn!(%error, texts = jobs.len(), "a batch failed; trying its texts one by one");
-                jobs.iter().flat_map(|job| self.embed(std::slice::from_ref(job))).collect()
+                jobs.iter().flat_map(|job| self.embed(std::slice::from_ref(job), output)).collect()
             }
         }
     }
 
-    fn forward(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, String> {
+    fn forward(&mut self, batch: &TokenBatch, output: Output) -> Result<Vec<f32>, String> {
         self.heartbeats.begin(self.index);
         // The model's state is its weights, which a forward only reads.
-        let result = catch_unwind(AssertUnwindSafe(|| self.model.embed(batch)));
+        let result = catch_unwind(AssertUnwindSafe(|| match output {
+            Output::Vector => self.model.embed(batch),
+            Output::TokenStates => self.model.states(batch),
+        }));
         self.heartbeats.set(self.index, IDLE);
         let values = match result {
             Ok(Ok(values)) => values,
             Ok(Err(error)) => return Err(error.to_string()),
             Err(panic) => return Err(format!("panic: {}", panic_line(&*panic))),
         };
-        if values.len() == batch.len() * self.dimensions {
+        let fits = match output {
+            Output::Vector => values.len() == batch.len() * self.dimensions,
+            Output::TokenStates => !values.is_empty() && values.len() % batch.tokens() == 0,
+        };
+        if fits {
             Ok(values)
         } else {
             Err(format!(
@@ -386,6 +430,14 @@ mod tests {
             .unwrap()
     }
 
+    /// Puts texts of these ids in line.
+    fn submit(
+        queue: &Queue,
+        texts: impl IntoIterator<Item = Vec<u32>>,
+    ) -> Result<(u64, Vec<oneshot::Receiver<Result<Vec<f32>, Error>>>), Error> {
+        queue.submit(texts.into_iter().map(Sequence::from), Output::Vector)
+    }
+
     fn stop(queue: &Queue, workers: Workers) {
         queue.close();
         workers.join();
@@ -396,7 +448,7 @@ mod tests {
         let fake = Fake::new(8);
         let queue = Queue::new(POLICY);
         let (_, receivers) =
-            queue.submit([vec![1, 2], vec![FAILS], vec![3], vec![PANICS], vec![IS_NAN, 5]]).unwrap();
+            submit(&queue, [vec![1, 2], vec![FAILS], vec![3], vec![PANICS], vec![IS_NAN, 5]]).unwrap();
         let workers = start(&fake, &queue, ONE);
         let results: Vec<_> = receivers.into_iter().map(|r| r.blocking_recv().unwrap()).collect();
         assert_eq!(
@@ -414,10 +466,27 @@ mod tests {
     }
 
     #[test]
+    fn vectors_and_token_states_can_be_wanted_at_once() {
+        let fake = Fake::new(8);
+        let queue = Queue::new(POLICY);
+        let (_, vectors) = submit(&queue, [vec![1, 2], vec![3]]).unwrap();
+        let texts = [Sequence::from(vec![4, 5]), Sequence::from(vec![6, FAILS, 7])];
+        let (_, states) = queue.submit(texts, Output::TokenStates).unwrap();
+        let workers = start(&fake, &queue, ONE);
+        let receive = |receivers: Vec<oneshot::Receiver<Result<Vec<f32>, Error>>>| -> Vec<Vec<f32>> {
+            receivers.into_iter().map(|receiver| receiver.blocking_recv().unwrap().unwrap()).collect()
+        };
+        assert_eq!(receive(vectors), [fake.vector(&[1, 2]), fake.vector(&[3])]);
+        let of = |ids: &[i64]| ids.iter().flat_map(|id| fake.vector(&[*id])).collect::<Vec<f32>>();
+        assert_eq!(receive(states), [of(&[4, 5]), of(&[6, i64::from(FAILS), 7])]);
+        stop(&queue, workers);
+    }
+
+    #[test]
     fn texts_that_wait_together_are_embedded_together() {
         let fake = Fake::new(8);
         let queue = Queue::new(POLICY);
-        let requests: Vec<_> = (0..10).map(|id| queue.submit([vec![id]]).unwrap().1).collect();
+        let requests: Vec<_> = (0..10).map(|id| submit(&queue, [vec![id]]).unwrap().1).collect();
         let workers = start(&fake, &queue, ONE);
         for (id, receivers) in requests.into_iter().enumerate() {
             for receiver in receivers {
@@ -432,7 +501,7 @@ mod tests {
     fn a_cancelled_request_costs_no_forward() {
         let fake = Fake::new(8);
         let queue = Queue::new(POLICY);
-        let (request, receivers) = queue.submit([vec![1], vec![2]]).unwrap();
+        let (request, receivers) = submit(&queue, [vec![1], vec![2]]).unwrap();
         drop(receivers);
         queue.cancel(request);
         assert_eq!(queue.waiting(), (0, 0));
@@ -445,9 +514,9 @@ mod tests {
     fn closing_answers_what_is_in_line_and_takes_nothing_new() {
         let fake = Fake::new(8);
         let queue = Queue::new(POLICY);
-        let (_, receivers) = queue.submit((0..50).map(|id| vec![id; 100])).unwrap();
+        let (_, receivers) = submit(&queue, (0..50).map(|id| vec![id; 100])).unwrap();
         queue.close();
-        assert_eq!(queue.submit([vec![1]]).unwrap_err(), Error::Stopping);
+        assert_eq!(submit(&queue, [vec![1]]).unwrap_err(), Error::Stopping);
         let workers = start(&fake, &queue, Threads { workers: 3, per_worker: 1 });
         workers.join();
         for receiver in receivers {

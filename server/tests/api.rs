@@ -14,10 +14,10 @@ use embedding_server::http::{self, Shared};
 use embedding_server::metrics::Metrics;
 use embedding_server::model::fake::{Fake, Words};
 use embedding_server::models::{Models, Settings, State};
-use embedding_server::tokenize::Encode;
+use embedding_server::tokenize::{Encode, How};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use support::{http_settings, settings, shared};
+use support::{http_settings, offer, settings, shared};
 use tower::ServiceExt;
 
 fn fake_server() -> Arc<Shared> {
@@ -26,8 +26,13 @@ fn fake_server() -> Arc<Shared> {
 
 /// The vector that the fake model has for a text.
 fn values(text: &str) -> Vec<f32> {
-    let ids = Words { max_tokens: 8 }.encode(text).unwrap().ids;
+    let ids = Words { max_tokens: 8 }.encode(text, &How::default()).unwrap().pieces.remove(0).ids;
     Fake::new(4).vector(&ids.iter().map(|&id| i64::from(id)).collect::<Vec<_>>())
+}
+
+/// The space of its vectors.
+fn space() -> String {
+    offer().space.space(4, false).to_string()
 }
 
 /// The same as it is written: the shortest decimals that are this f32.
@@ -71,6 +76,9 @@ async fn post_embeddings_answers_a_vector_for_each_text_in_order() {
             "embeddings": [vector("b"), vector(""), vector("a longer text")],
             "model": "fake",
             "dimensions": 4,
+            "space": space(),
+            "tokens": [2, 1, 4],
+            "truncated": [],
         })
     );
 }
@@ -91,11 +99,10 @@ async fn get_embeddings_has_the_same_shape_with_one_vector() {
         ("model=fake&text=%E4%BD%A0%E5%A5%BD", "你好"),
     ] {
         let response = call(&fake_server(), get(&format!("/embeddings?{query}"))).await;
-        assert_eq!(
-            json_of(response).await,
-            json!({"embeddings": [vector(text)], "model": "fake", "dimensions": 4}),
-            "{query}"
-        );
+        let body = json_of(response).await;
+        assert_eq!(body["embeddings"], json!([vector(text)]), "{query}");
+        let fields: Vec<_> = body.as_object().unwrap().keys().collect();
+        assert_eq!(fields, ["dimensions", "embeddings", "model", "space", "tokens", "truncated"]);
     }
 }
 
@@ -113,7 +120,7 @@ async fn openai_embeddings_have_openais_shape_as_floats_and_as_base64() {
                 {"object": "embedding", "index": 1, "embedding": vector("c")},
             ],
             "model": "fake",
-            "usage": {"prompt_tokens": 5, "total_tokens": 5},
+            "usage": {"prompt_tokens": 5, "total_tokens": 5, "truncated_inputs": 0},
         })
     );
     let body = json!({"input": "a b", "model": "fake", "encoding_format": "base64"});
@@ -134,7 +141,8 @@ async fn models_are_listed_in_our_shape_and_in_openais() {
     assert_eq!(
         json_of(call(&shared, get("/models")).await).await,
         json!({"models": [{
-            "name": "fake", "state": "ready", "source": "org/fake@0000", "architecture": "fake", "dimensions": 4,
+            "name": "fake", "state": "ready", "source": "org/fake@0000", "architecture": "fake", "kind": "embedding", "dimensions": 4,
+            "allowed_dimensions": [2, 4], "space": space(), "prompts": ["passage", "query"],
             "max_tokens": 8, "pooling": "mean", "implementation": "fake", "dtype": "float32", "device": "cpu",
         }]})
     );
@@ -240,7 +248,7 @@ async fn every_mistake_gets_its_status_and_a_message_in_the_one_error_shape() {
             "/embeddings has no method PUT",
         ),
         (get("/v1/embeddings"), 405, "method_not_allowed", None, "has no method GET"),
-        (get("/embedding"), 404, "no_such_path", None, "there are /embeddings"),
+        (get("/embedding"), 404, "no_such_path", None, "/openapi.json"),
         (get(own), 400, "invalid_field", Some("text"), "missing parameter `text`"),
         (get("/embeddings?text=a&txt=b"), 400, "invalid_field", Some("txt"), "unknown parameter `txt`"),
         (get("/embeddings?text=a&text=b"), 400, "invalid_field", Some("text"), "given twice"),
@@ -264,7 +272,7 @@ async fn every_mistake_gets_its_status_and_a_message_in_the_one_error_shape() {
             400,
             "invalid_field",
             Some("dimensions"),
-            "must be 4",
+            "must be 2 or 4",
         ),
         (
             post(openai, "{\"input\":\"a\",\"encoding_format\":\"int8\"}"),
@@ -480,7 +488,7 @@ async fn a_caller_that_hangs_up_frees_its_place() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let second = tokio::spawn(router.clone().oneshot(ask(8)));
-    let (_, embedder) = shared.models.get(None).unwrap();
+    let embedder = shared.models.get(None).unwrap().embedder;
     while embedder.waiting().0 == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -564,7 +572,7 @@ async fn livez_fails_for_a_forward_past_its_deadline_and_not_for_a_full_line() {
         http::router(Arc::clone(&shared1))
             .oneshot(post_json("/embeddings", &json!({"texts": vec!["a"; 20]}))),
     );
-    let (_, embedder) = shared1.models.get(None).unwrap();
+    let embedder = shared1.models.get(None).unwrap().embedder;
     let mut probes = 0;
     while !many.is_finished() {
         assert_eq!(call(&shared1, get("/livez")).await.status(), 200);
@@ -614,7 +622,7 @@ async fn browsers_may_call_and_read_the_headers() {
     let request =
         Request::get("/health").header("origin", "https://app.example").body(Body::empty()).unwrap();
     let exposed = call(&shared, request).await.headers()["access-control-expose-headers"].clone();
-    assert_eq!(exposed, "x-request-id,x-truncated-inputs,retry-after");
+    assert_eq!(exposed, "x-request-id,x-truncated-inputs,x-embedding-space,x-cache,retry-after");
 
     let only = http::Settings { cors_origins: vec!["https://a.example".parse().unwrap()], ..http_settings() };
     let shared = support::shared(&[("fake", Fake::new(4))], &settings(), only);

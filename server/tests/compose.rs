@@ -215,10 +215,10 @@ fn nginx() -> Command {
     let tools = root().join(".image-tools");
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin"), tools.join("usr/sbin")]);
-    let program =
-        folders.map(|folder| folder.join("nginx")).find(|file| file.is_file()).unwrap_or_else(|| {
-            panic!("nginx is needed: install it, or let `scripts/images --provide nginx` bring it")
-        });
+    let program = folders
+        .map(|folder| folder.join("nginx"))
+        .find(|file| file.is_file())
+        .unwrap_or_else(|| panic!("nginx is needed: install it, or let `make programs` bring it"));
     let mut command = Command::new(&program);
     if program.starts_with(&tools) {
         let libraries = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);

@@ -19,11 +19,14 @@ use embedding_server::config::{Cli, Command, What};
 use embedding_server::fetch::{Cache, Manifest, Source, import};
 use embedding_server::http::{Shared, router};
 use embedding_server::metrics::Metrics;
-use embedding_server::models::{Models, Origin};
+use embedding_server::models::{Manner, Models, Origin};
+use embedding_server::tokenize::Overflow;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
+#[path = "contract/spaces.rs"]
+mod spaces;
 mod support;
 
 /// Where the child finds its command line; it writes beside it.
@@ -41,6 +44,7 @@ enum Meaning {
         offline: bool,
         shutdown: u64,
         models: Vec<(String, Place)>,
+        texts: Texts,
     },
     Fetch {
         cache: PathBuf,
@@ -54,6 +58,15 @@ enum Meaning {
 enum Place {
     Directory(PathBuf),
     Repository { repo: String, revision: String },
+}
+
+/// What becomes of texts, where requests do not say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Texts {
+    prompts: BTreeMap<String, String>,
+    default_prompt: Option<String>,
+    on_overflow: String,
+    require_input_type: bool,
 }
 
 /// A container, and what is around it.
@@ -75,6 +88,19 @@ fn of_source(source: &Source) -> Place {
     Place::Repository { repo: source.repo.to_string(), revision: source.revision().to_owned() }
 }
 
+fn texts(manner: &Manner) -> Texts {
+    Texts {
+        prompts: manner.prompts.clone(),
+        default_prompt: manner.default_prompt.clone(),
+        // By the words of the resource.
+        on_overflow: match manner.overflow {
+            Overflow::TruncateEnd => "Truncate".into(),
+            other => format!("{other:?}"),
+        },
+        require_input_type: manner.require_input_type,
+    }
+}
+
 /// In the child: what the command line means.
 fn meaning(arguments: Vec<String>) -> Meaning {
     let program = std::iter::once("embedding-server".to_owned());
@@ -91,6 +117,7 @@ fn meaning(arguments: Vec<String>) -> Meaning {
                 cache: config.sources.cache.root().to_owned(),
                 offline: config.sources.hub.is_none(),
                 shutdown: config.shutdown_timeout.as_secs(),
+                texts: texts(&config.models[0].manner),
                 models: config.models.iter().map(|spec| (spec.name.clone(), place(&spec.origin))).collect(),
             }
         }
@@ -233,7 +260,7 @@ fn containers(file: &Path) -> Vec<Found> {
                 wish: wish.clone(),
                 pod: pod.clone(),
                 container: container.clone(),
-                arguments: arguments.map(|argument| argument.as_str().unwrap().to_owned()).collect(),
+                arguments: arguments.map(|argument| given(argument.as_str().unwrap())).collect(),
                 variables: variables.collect(),
                 meaning: None,
             });
@@ -241,6 +268,13 @@ fn containers(file: &Path) -> Vec<Found> {
     }
     assert!(!found.is_empty(), "{} has no container", file.display());
     found
+}
+
+/// An argument as the kubelet gives it to a container.
+fn given(argument: &str) -> String {
+    let text = argument.replace("$$", "\0");
+    assert!(!text.contains("$("), "{argument}: no argument of the operator has a variable in it");
+    text.replace('\0', "$")
 }
 
 impl Found {
@@ -263,6 +297,18 @@ impl Found {
     }
 }
 
+/// What a resource says that becomes of texts.
+fn wished_texts(wish: &Value) -> Texts {
+    let inference = &wish["spec"]["inference"];
+    let of = |field: &str| inference.get(field).cloned();
+    Texts {
+        prompts: of("prompts").map(|prompts| serde_json::from_value(prompts).unwrap()).unwrap_or_default(),
+        default_prompt: of("defaultPrompt").map(|name| name.as_str().unwrap().to_owned()),
+        on_overflow: of("onOverflow").map_or("Truncate".into(), |word| word.as_str().unwrap().to_owned()),
+        require_input_type: of("requireInputType") == Some(json!(true)),
+    }
+}
+
 #[test]
 fn there_are_servers_and_fetchers_of_every_kind() {
     let count = |wanted: fn(&Meaning) -> bool| {
@@ -275,6 +321,10 @@ fn there_are_servers_and_fetchers_of_every_kind() {
             count(|meaning| matches!(meaning, Meaning::Fetch { place: Place::Directory(_), .. })),
             "fetch --url",
         ),
+        (
+            count(|meaning| matches!(meaning, Meaning::Serve { texts, .. } if !texts.prompts.is_empty())),
+            "serve --prompt",
+        ),
     ] {
         assert!(count > 0, "no container runs {what}: this test would prove nothing about it");
     }
@@ -284,7 +334,8 @@ fn there_are_servers_and_fetchers_of_every_kind() {
 async fn a_server_listens_serves_and_stops_as_its_pod_says() {
     for found in all() {
         let Found { place, container, pod, .. } = found;
-        let Some(Meaning::Serve { host, port, cache, offline, shutdown, models }) = &found.meaning else {
+        let Some(Meaning::Serve { host, port, cache, offline, shutdown, models, texts }) = &found.meaning
+        else {
             continue;
         };
         assert_eq!(host, "0.0.0.0", "{place}");
@@ -294,6 +345,7 @@ async fn a_server_listens_serves_and_stops_as_its_pod_says() {
         assert!(offline, "{place}: a server does not fetch");
 
         let [(name, location)] = models.as_slice() else { panic!("{place}: {models:?}") };
+        assert_eq!(*texts, wished_texts(&found.wish), "{place}");
         let given = found.wish.pointer("/spec/modelName").unwrap_or(&found.wish["metadata"]["name"]);
         assert_eq!(name, given, "{place}: not the name that clients were promised");
         let wish = |path: &str| found.wish.pointer(&format!("/spec/source/{path}")).and_then(Value::as_str);

@@ -13,6 +13,8 @@ mod custom_metrics;
 mod hub;
 #[path = "e2e/load.rs"]
 mod load;
+#[path = "e2e/spaces.rs"]
+mod spaces;
 
 mod support;
 
@@ -24,8 +26,9 @@ use cluster::{Cluster, Namespace, root, until};
 use custom_metrics::{CustomMetrics, WAITING_TOKENS};
 use hub::{FakeHub, Tree};
 use load::Load;
-use safetensors::SafeTensors;
 use serde_json::{Value, json};
+use spaces::Answer;
+use support::golden::Golden;
 use support::{cosine, minilm};
 
 const REPO: &str = "sentence-transformers/all-MiniLM-L6-v2";
@@ -129,21 +132,9 @@ fn archive(directory: &Path) -> Vec<u8> {
     builder.into_inner().unwrap().finish().unwrap()
 }
 
-/// Texts, and their vectors by Python's sentence-transformers.
+/// Texts, some of each kind, and their vectors by Python's sentence-transformers.
 fn golden() -> (Vec<String>, Vec<Vec<f32>>) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity");
-    let texts: Vec<String> =
-        serde_json::from_slice(&std::fs::read(folder.join("texts.json")).unwrap()).unwrap();
-    let bytes = std::fs::read(folder.join("vectors.safetensors")).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let halves = tensors.tensor("vectors").unwrap();
-    let values: Vec<f32> = halves
-        .data()
-        .chunks_exact(2)
-        .map(|half| half::f16::from_le_bytes([half[0], half[1]]).to_f32())
-        .collect();
-    let vectors = values.chunks_exact(halves.shape()[1]).map(<[f32]>::to_vec);
-    // Some of each kind.
+    let Golden { texts, vectors, .. } = Golden::read();
     texts.into_iter().zip(vectors).step_by(7).take(24).unzip()
 }
 
@@ -422,6 +413,81 @@ fn e_b_autoscaling_follows_the_queue() {
     let events = namespace.kubectl(&["get", "events", "-o", "jsonpath={.items[*].message}"]);
     let why = format!("New size: 2; reason: pods metric {WAITING_TOKENS} above target");
     assert!(events.contains(&why), "{events}");
+}
+
+/// The model's space as its status tells it.
+fn told_space(namespace: &Namespace<'_>, name: &str) -> String {
+    let space = namespace.model(name)["status"]["model"]["space"].clone();
+    space.as_str().unwrap_or_else(|| panic!("the status of {name} tells no space")).to_owned()
+}
+
+/// Asks for a vector; asserts that one of another space than is expected is never answered.
+fn ask(namespace: &Namespace<'_>, name: &str, expected: Option<&str>) -> Answer {
+    let asked = spaces::ask(namespace.service(name), name, expected);
+    let answer = WORLD.runtime.block_on(asked).unwrap_or_else(|error| panic!("{name}: {error}"));
+    if answer.status == 200 {
+        assert_eq!(answer.body["data"][0]["embedding"].as_array().unwrap().len(), 384);
+        assert!(expected.is_none() || answer.space.as_deref() == expected, "{expected:?}: {answer:?}");
+    } else {
+        assert_eq!((answer.status, &answer.body["data"]), (412, &Value::Null), "{answer:?}");
+        let says = answer.body["error"]["message"].as_str().unwrap();
+        assert!(says.contains(expected.unwrap()), "it names the space: {says}");
+    }
+    answer
+}
+
+#[test]
+fn e_c_two_revisions_are_two_spaces() {
+    let world = &*WORLD;
+    let namespace = world.cluster.namespace("spaces");
+    give_token(&namespace, TOKEN);
+    let source = json!({"huggingFace": {"tokenSecretRef": {"name": "hub"}}});
+    apply(&namespace, "old", &json!({"source": source}));
+    namespace.until_ready("old", START);
+    let files = world.hub.tree();
+    world.hub.change(|tree| {
+        SECOND.clone_into(&mut tree.commit);
+        *tree = tree.clone().with("sentence_bert_config.json", r#"{"max_seq_length": 128}"#);
+    });
+    let prompts = json!({"query": "query: ", "passage": "$(HOME) \"ä\": "});
+    apply(&namespace, "new", &json!({"source": source}));
+    apply(&namespace, "prompted", &json!({"source": source, "inference": {"prompts": prompts}}));
+    let mut known = Vec::new();
+    for name in ["old", "new", "prompted"] {
+        namespace.until_ready(name, START);
+        let space = told_space(&namespace, name);
+        assert_eq!(ask(&namespace, name, None).space.as_deref(), Some(&*space), "{name}: status and answers");
+        assert!(!known.contains(&space), "{name}: {space} of {known:?}");
+        known.push(space);
+    }
+    println!("spaces of two revisions, and of the second with prompts: {known:?}");
+    let old = known[0].as_str();
+    for (name, status) in [("old", 200), ("new", 412), ("prompted", 412)] {
+        assert_eq!(ask(&namespace, name, Some(old)).status, status, "{name}");
+    }
+
+    // The same Service, while the other revision is rolled out.
+    let revision = json!({"spec": {"source": {"huggingFace": {"revision": SECOND}}}});
+    namespace.patch("old", &revision);
+    let (begun, mut answers) = (Instant::now(), [0, 0]);
+    while answers[1] < 10 {
+        assert!(begun.elapsed() < START, "the second revision does not come: {}", namespace.model("old"));
+        let status = ask(&namespace, "old", Some(old)).status;
+        // Until the old pod has gone, both may answer.
+        answers[usize::from(status == 412)] += 1;
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    namespace.until_ready("old", START);
+    println!("while it was rolled out, {} answers with a vector and {} without", answers[0], answers[1]);
+    assert_eq!(told_space(&namespace, "old"), known[1]);
+    let conditions = namespace.model("old")["status"]["conditions"].clone();
+    let changed = conditions.as_array().unwrap().iter().find(|it| it["type"] == "SpaceChanged").unwrap();
+    assert_eq!((&changed["status"], &changed["reason"]), (&json!("True"), &json!("SpaceChangeAllowed")));
+    assert!(changed["message"].as_str().unwrap().contains(old), "{changed}");
+    world.hub.change(|tree| *tree = files);
+    for name in ["old", "new", "prompted"] {
+        namespace.kubectl(&["delete", "em", name, "--wait", "--timeout=60s"]);
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Arg, CommandFactory};
 use embedding_server::config::Cli;
+use embedding_server::http;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -56,4 +57,9 @@ fn the_configuration_reference() {
         arguments.for_each(|argument| row(&mut text, argument));
     }
     check("docs/configuration.md", &text);
+}
+
+#[test]
+fn the_description_of_the_api() {
+    check("docs/openapi.json", &http::document());
 }

@@ -6,66 +6,38 @@
 
 mod support;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use embedding_server::metrics::Metrics;
 use embedding_server::model::{
     self, Directory, Dtype, Implementation, Machine, Plan, Preference, TokenBatch,
 };
-use embedding_server::models::{self, Models, Settings};
-use embedding_server::tokenize::{Encode, Pool, Tokenizer, Tokens};
+use embedding_server::models::{self, Manner, Models, Settings};
+use embedding_server::options::Options;
+use embedding_server::tokenize::{Encode, How, Pool, Tokenizer, Tokens};
 use embedding_server::worker::Threads;
-use safetensors::SafeTensors;
 use serde_json::json;
+use support::golden::Golden;
 use support::tiny::{Tiny, Written, serialize};
 use support::{cosine, minilm, settings};
-
-struct Fixture {
-    texts: Vec<String>,
-    vectors: Vec<Vec<f32>>,
-    tokens: Vec<usize>,
-}
-
-fn fixture() -> Fixture {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity");
-    let texts: Vec<String> =
-        serde_json::from_slice(&std::fs::read(folder.join("texts.json")).unwrap()).unwrap();
-    let bytes = std::fs::read(folder.join("vectors.safetensors")).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let halves = tensors.tensor("vectors").unwrap();
-    let values: Vec<f32> = halves
-        .data()
-        .chunks_exact(2)
-        .map(|half| half::f16::from_le_bytes([half[0], half[1]]).to_f32())
-        .collect();
-    let vectors = values.chunks_exact(halves.shape()[1]).map(<[f32]>::to_vec).collect();
-    let tokens = tensors.tensor("tokens").unwrap();
-    let tokens = tokens
-        .data()
-        .chunks_exact(4)
-        .map(|n| i32::from_le_bytes([n[0], n[1], n[2], n[3]]) as usize)
-        .collect();
-    Fixture { texts, vectors, tokens }
-}
 
 fn tokenized(texts: &[String]) -> Vec<Tokens> {
     let directory = Directory::read(&minilm()).unwrap();
     let tokenizer = Tokenizer::load(&directory, 30_522).unwrap();
-    texts.iter().map(|text| tokenizer.encode(text).unwrap()).collect()
+    texts.iter().map(|text| tokenizer.encode(text, &How::default()).unwrap()).collect()
 }
 
 /// The smallest cosine to the fixture over all texts, embedded in batches of
 /// `size` texts in order of length.
 fn smallest_cosine(implementation: Implementation, dtype: Dtype, size: usize) -> f64 {
-    let fixture = fixture();
+    let fixture = Golden::read();
     let tokens = tokenized(&fixture.texts);
     let mut order: Vec<usize> = (0..tokens.len()).collect();
-    order.sort_by_key(|&index| tokens[index].ids.len());
+    order.sort_by_key(|&index| tokens[index].len());
     let mut model = model::load_path(&minilm(), Plan { implementation, dtype }).unwrap();
     let mut smallest = f64::INFINITY;
     for chunk in order.chunks(size) {
-        let batch: TokenBatch = chunk.iter().map(|&index| tokens[index].ids.as_slice()).collect();
+        let batch: TokenBatch = chunk.iter().map(|&index| &tokens[index].pieces[0]).collect();
         let values = model.embed(&batch).unwrap();
         for (vector, &index) in values.chunks_exact(384).zip(chunk) {
             let cosine = cosine(vector, &fixture.vectors[index]);
@@ -80,7 +52,7 @@ fn smallest_cosine(implementation: Implementation, dtype: Dtype, size: usize) ->
 
 #[test]
 fn the_fixture_has_at_least_300_texts_and_their_vectors() {
-    let fixture = fixture();
+    let fixture = Golden::read();
     assert!(fixture.texts.len() >= 300);
     assert_eq!(fixture.texts.len(), fixture.vectors.len());
     assert_eq!(fixture.texts.len(), fixture.tokens.len());
@@ -88,13 +60,13 @@ fn the_fixture_has_at_least_300_texts_and_their_vectors() {
 
 #[test]
 fn every_text_has_as_many_tokens_as_in_python_and_long_ones_are_reported_as_cut() {
-    let fixture = fixture();
+    let fixture = Golden::read();
     for ((text, python), ours) in fixture.texts.iter().zip(&fixture.tokens).zip(tokenized(&fixture.texts)) {
-        assert_eq!(ours.ids.len(), *python, "{text:.60?}");
+        assert_eq!(ours.len(), *python, "{text:.60?}");
     }
     let hello = |words: usize| tokenized(&["hello ".repeat(words)]).remove(0);
-    assert_eq!((hello(254).ids.len(), hello(254).truncated), (256, false));
-    assert_eq!((hello(255).ids.len(), hello(255).truncated), (256, true));
+    assert_eq!((hello(254).len(), hello(254).truncated), (256, false));
+    assert_eq!((hello(255).len(), hello(255).truncated), (256, true));
 }
 
 #[test]
@@ -135,7 +107,7 @@ fn in_service(name: &str, implementation: Implementation) -> (Arc<Models>, Arc<M
     };
     let (models, metrics) = (Models::new([name]), Arc::new(Metrics::new()));
     let directory = Directory::read(&minilm()).unwrap();
-    let loaded = models::load(&directory, "test".into(), settings.preference).unwrap();
+    let loaded = models::load(directory, "test".into(), settings.preference, &Manner::default()).unwrap();
     models.serve(name, loaded, &settings, &Arc::new(Pool::new(2).unwrap()), &metrics).unwrap();
     (models, metrics)
 }
@@ -154,15 +126,17 @@ fn observations(metrics: &Metrics, histogram: &str, bound: &str) -> (u64, u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vector_does_not_depend_on_what_its_text_was_batched_with() {
-    let fixture = fixture();
+    let fixture = Golden::read();
     for implementation in [Implementation::Packed, Implementation::RustBert] {
         let (models, metrics) = in_service("minilm", implementation);
-        let (_, front_door) = models.get(None).unwrap();
+        let front_door = models.get(None).unwrap().embedder;
         // Texts of every kind of length, the very long ones among them.
         let picked: Vec<usize> = (0..fixture.texts.len()).step_by(4).collect();
         let mut alone = Vec::new();
         for &index in &picked {
-            alone.push(front_door.embed(vec![fixture.texts[index].clone()]).await.unwrap().vectors.remove(0));
+            alone.push(
+                front_door.embed_texts(vec![fixture.texts[index].clone()]).await.unwrap().vectors.remove(0),
+            );
         }
         let (batched, lone) = observations(&metrics, "embedding_batch_texts", "1.0");
         assert_eq!((batched, lone), (0, picked.len() as u64), "each text was alone");
@@ -185,7 +159,8 @@ async fn a_vector_does_not_depend_on_what_its_text_was_batched_with() {
                 let texts = own.iter().map(|&place| fixture.texts[picked[place]].clone()).collect();
                 let front_door = Arc::clone(&front_door);
                 let own = own.to_vec();
-                requests.push(tokio::spawn(async move { (own, front_door.embed(texts).await.unwrap()) }));
+                requests
+                    .push(tokio::spawn(async move { (own, front_door.embed_texts(texts).await.unwrap()) }));
                 rest = others;
             }
             for request in requests {
@@ -212,8 +187,9 @@ fn embed(written: &Written, implementation: Implementation) -> Vec<Vec<f32>> {
     let directory = Directory::read(written.path()).unwrap();
     let tokenizer = Tokenizer::load(&directory, 30_522).unwrap();
     let texts = ["", "a few words", "a few more words than that", "one two three"];
-    let tokens: Vec<Tokens> = texts.iter().map(|text| tokenizer.encode(text).unwrap()).collect();
-    let batch: TokenBatch = tokens.iter().map(|tokens| tokens.ids.as_slice()).collect();
+    let tokens: Vec<Tokens> =
+        texts.iter().map(|text| tokenizer.encode(text, &How::default()).unwrap()).collect();
+    let batch: TokenBatch = tokens.iter().map(|tokens| &tokens.pieces[0]).collect();
     let plan = Plan { implementation, dtype: Dtype::Float32 };
     let values = model::load_path(written.path(), plan).unwrap().embed(&batch).unwrap();
     values.chunks_exact(directory.dimensions()).map(<[f32]>::to_vec).collect()
@@ -247,9 +223,8 @@ fn packed_and_rust_bert_agree_on_every_configuration_that_both_know() {
         let written = tiny.write();
         let packed = embed(&written, Implementation::Packed);
         assert_same(name, &packed, &embed(&written, Implementation::RustBert), 0.99999);
-        let length = |vector: &[f32]| vector.iter().map(|value| value * value).sum::<f32>().sqrt();
-        let unit = packed.iter().all(|vector| (length(vector) - 1.0).abs() < 1e-5);
-        assert_eq!(unit, name != "not normalised", "{name}");
+        let normalizes = Directory::read(written.path()).unwrap().normalizes();
+        assert_eq!(normalizes, name != "not normalised", "{name}");
         // Each setting but these two must matter, or agreement would prove nothing.
         let same = packed.iter().zip(&plain).all(|(a, b)| cosine(a, b) > 0.99999);
         assert_eq!(same, matches!(name, "mean" | "not normalised" | "gelu_new"), "{name}");
@@ -347,8 +322,12 @@ fn a_dense_module_and_a_default_prompt_take_part() {
     let prompts = json!({"prompts": {"query": "a few "}, "default_prompt_name": "query"});
     prompted.files.push(("config_sentence_transformers.json".into(), prompts.to_string().into_bytes()));
     let written = prompted.write();
-    let tokenizer = Tokenizer::load(&Directory::read(written.path()).unwrap(), 30_522).unwrap();
-    let plain = Tiny::new().write();
-    let unprompted = Tokenizer::load(&Directory::read(plain.path()).unwrap(), 30_522).unwrap();
-    assert_eq!(tokenizer.encode("words").unwrap(), unprompted.encode("a few words").unwrap());
+    let directory = Directory::read(written.path()).unwrap();
+    let tokenizer = Tokenizer::load(&directory, 30_522).unwrap();
+    let loaded = models::load(directory, "test".into(), settings().preference, &Manner::default()).unwrap();
+    let how = loaded.about.offer.decide(&Options::default()).unwrap().how;
+    let whole = tokenizer.encode("a few words", &How::default()).unwrap();
+    assert_eq!(tokenizer.encode("words", &how).unwrap(), whole);
+    let again = tokenizer.encode("a few words", &how).unwrap();
+    assert_eq!((again.pieces, again.had_prompt), (whole.pieces, true), "it has the prompt already");
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use embedding_server::model::Directory;
-use embedding_server::tokenize::{Encode, Error, Pool, Tokenizer, Tokens};
+use embedding_server::tokenize::{Encode, Error, How, Input, Pool, Token, Tokenizer, Tokens};
 use serde_json::json;
 use support::minilm;
 use tokenizers::{TruncationDirection, TruncationParams, TruncationStrategy};
@@ -43,9 +43,12 @@ impl Compared {
 
     fn check(&self, text: &str) {
         let encoding = self.oracle.encode(text, true).unwrap();
-        let whole =
-            Tokens { ids: encoding.get_ids().to_vec(), truncated: !encoding.get_overflowing().is_empty() };
-        let ours = self.ours.encode(text).unwrap();
+        let whole = Tokens {
+            pieces: vec![encoding.get_ids().to_vec().into()],
+            truncated: !encoding.get_overflowing().is_empty(),
+            had_prompt: false,
+        };
+        let ours = self.ours.encode(text, &How::default()).unwrap();
         assert_eq!(ours, whole, "{} bytes: {:.300?}", text.len(), text);
     }
 }
@@ -286,11 +289,11 @@ fn a_text_as_long_as_a_body_may_be_costs_little() {
         let text = part.repeat(HUGE / part.len());
         peak();
         let begun = Instant::now();
-        let found = compared.ours.encode(&text).unwrap();
+        let found = compared.ours.encode(&text, &How::default()).unwrap();
         let took = begun.elapsed();
         let peak = peak();
         println!("{part:?}: {took:?}, at most {peak} MiB");
-        assert_eq!((found.ids.len(), found.truncated), (tokens, truncated), "{part:?}");
+        assert_eq!((found.len(), found.truncated), (tokens, truncated), "{part:?}");
         assert!(took < Duration::from_secs(8), "{part:?}: {took:?}");
         // The texts of other tests are counted too; all of this one's tokens would take gigabytes.
         assert!(peak < 1500, "{part:?}: {peak} MiB");
@@ -302,10 +305,22 @@ fn a_text_as_long_as_a_body_may_be_costs_little() {
 struct Slow(AtomicUsize);
 
 impl Encode for Slow {
-    fn encode(&self, _text: &str) -> Result<Tokens, Error> {
+    fn encode(&self, _text: &str, _how: &How) -> Result<Tokens, Error> {
         self.0.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(20));
-        Ok(Tokens { ids: vec![1], truncated: false })
+        Ok(Tokens { pieces: vec![vec![1].into()], truncated: false, had_prompt: false })
+    }
+
+    fn encode_pair(&self, first: &str, _second: &str, how: &How) -> Result<Tokens, Error> {
+        self.encode(first, how)
+    }
+
+    fn tokens(&self, _text: &str, _how: &How, _special: bool) -> Result<Vec<Token>, Error> {
+        Ok(Vec::new())
+    }
+
+    fn decode(&self, _ids: &[u32], _skip_special: bool) -> Result<String, Error> {
+        Ok(String::new())
     }
 }
 
@@ -313,11 +328,12 @@ impl Encode for Slow {
 async fn the_texts_of_a_caller_who_has_left_are_not_tokenised() {
     for count in [7, 70] {
         let (pool, slow) = (Pool::new(1).unwrap(), Arc::new(Slow::default()));
-        let texts = vec!["text".to_owned(); count];
-        let left = tokio::time::timeout(Duration::from_millis(30), pool.encode(slow.clone(), texts)).await;
+        let inputs = vec![Input::Text("text".to_owned()); count];
+        let encoding = pool.encode(slow.clone(), inputs, How::default());
+        let left = tokio::time::timeout(Duration::from_millis(30), encoding).await;
         assert!(left.is_err());
         // The pool has one thread, so this is done after what is left of the first.
-        pool.encode(slow.clone(), vec!["text".to_owned()]).await.unwrap();
+        pool.encode(slow.clone(), vec![Input::Text("text".to_owned())], How::default()).await.unwrap();
         let done = slow.0.load(Ordering::Relaxed);
         assert!(done < 6, "{done} of {count}");
     }
@@ -326,12 +342,13 @@ async fn the_texts_of_a_caller_who_has_left_are_not_tokenised() {
 #[tokio::test]
 async fn the_pool_takes_only_so_many_bytes_at_once() {
     let (pool, slow) = (Pool::new(1).unwrap(), Arc::new(Slow::default()));
-    let texts = || vec!["x".repeat(150 << 20)];
-    let (first, second) =
-        tokio::join!(pool.encode(slow.clone(), texts()), pool.encode(slow.clone(), texts()));
+    let encode = |megabytes: usize| {
+        pool.encode(slow.clone(), vec![Input::Text("x".repeat(megabytes << 20))], How::default())
+    };
+    let (first, second) = tokio::join!(encode(150), encode(150));
     assert!(first.is_ok());
     assert!(matches!(second, Err(Error::Busy)), "{second:?}");
-    assert!(pool.encode(slow.clone(), texts()).await.is_ok());
+    assert!(encode(150).await.is_ok());
     // One that is larger than all that is allowed together is tokenised when it is alone.
-    assert!(pool.encode(slow, vec!["x".repeat(300 << 20)]).await.is_ok());
+    assert!(encode(300).await.is_ok());
 }

@@ -5,6 +5,7 @@ pub mod names;
 
 mod autoscaler;
 mod cache;
+mod decision;
 mod deployment;
 mod fetch_job;
 mod pod;
@@ -23,10 +24,12 @@ use super::fetched::{self, Here, State};
 use super::object::{Kind, Object};
 use super::observe::Observed;
 use super::same;
+use super::space::Spaces;
 use super::validate::{Download, Files, ValidModel};
 use crate::config::Config;
 use crate::crd::status::{ModelStatus, RolloutStatus};
 
+use decision::Decision;
 pub use deployment::Replicas;
 pub use records::{Template, served};
 
@@ -41,10 +44,13 @@ pub struct Desired {
     /// What the pods are: of the wanted files, or of the last ones while those are on
     /// their way. `None` before the first.
     pub template: Option<Template>,
-    /// Whether the template is of what the spec asks for now.
+    /// Whether the template is of what the spec asks for now, but for files that are refused
+    /// for their vector space.
     pub template_is_current: bool,
     /// Whether this version of the operator would make other pods of the same spec.
     pub update_available: bool,
+    /// The vector spaces that are at stake.
+    pub spaces: Spaces,
     /// How many pods.
     pub replicas: Replicas,
     /// How the pods are replaced.
@@ -56,20 +62,8 @@ pub struct Desired {
 /// What should be.
 pub fn build(model: &ValidModel, observed: &Observed, config: &Config, now: Timestamp) -> Desired {
     let files = fetched::state(model, observed, config, now);
-    let recorded = records::newest(observed);
-    let fresh = match &files {
-        State::Here(here) => Some(pod::template(model, here)),
-        _ => None,
-    };
-    let (template, template_is_current, update_available) = match (fresh, recorded) {
-        // The same wish: the pods stay as they are, whatever this version would make of it.
-        (Some(fresh), Some(recorded)) if recorded.key == fresh.key => {
-            let update = recorded.pods != fresh.pods;
-            (Some(recorded), true, update)
-        }
-        (Some(fresh), _) => (Some(fresh), true, false),
-        (None, recorded) => (recorded, false, false),
-    };
+    let Decision { template, is_current, update_available, spaces } =
+        decision::decide(model, &files, observed);
     let deployed = observed.deployment(&model.name);
     let rollout = deployment::rollout(model, template.as_ref(), deployed.as_ref(), observed, now);
     let replicas = deployment::replicas(model, deployed.as_ref());
@@ -91,12 +85,22 @@ pub fn build(model: &ValidModel, observed: &Observed, config: &Config, now: Time
             objects.extend(service::monitor(model));
         }
     }
-    let model = about(model, template.as_ref(), &files);
-    Desired { objects, files, template, template_is_current, update_available, replicas, rollout, model }
+    let model = about(model, template.as_ref(), &files, &spaces);
+    Desired {
+        objects,
+        files,
+        template,
+        template_is_current: is_current,
+        update_available,
+        spaces,
+        replicas,
+        rollout,
+        model,
+    }
 }
 
 /// What is known about the model that the pods serve, or will.
-fn about(model: &ValidModel, template: Option<&Template>, files: &State) -> ModelStatus {
+fn about(model: &ValidModel, template: Option<&Template>, files: &State, spaces: &Spaces) -> ModelStatus {
     let summary = match (template, files) {
         // Pods that fetch for themselves tell more than was known when they were decided upon.
         (Some(template), State::Here(Here { summary, .. })) if summary.commit == template.summary.commit => {
@@ -118,6 +122,7 @@ fn about(model: &ValidModel, template: Option<&Template>, files: &State) -> Mode
         },
         architecture: summary.architecture,
         dimensions: summary.dimensions,
+        space: spaces.served.clone(),
         max_tokens: summary.max_tokens,
         bytes: summary.bytes,
     }

@@ -1,5 +1,7 @@
-//! What events tell of a model: each change of `Ready`, and not each try of a download.
+//! What events tell of a model: each change of `Ready`, and not each try of a download; and each
+//! change of the vector space.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
 
 use super::report;
@@ -12,14 +14,29 @@ pub fn transition(old: Option<&EmbeddingModelStatus>, new: &EmbeddingModelStatus
         return None;
     }
     let degraded = new.holds(ConditionType::Degraded);
-    Some(Event {
-        type_: if degraded { EventType::Warning } else { EventType::Normal },
-        reason: now.reason.clone(),
+    Some(event(if degraded { EventType::Warning } else { EventType::Normal }, now))
+}
+
+/// What to tell when the vector space changes, or would if that were not refused.
+pub fn space_change(old: Option<&EmbeddingModelStatus>, new: &EmbeddingModelStatus) -> Option<Event> {
+    let said = |status: &EmbeddingModelStatus| {
+        let holds = status.holds(ConditionType::SpaceChanged);
+        status.condition(ConditionType::SpaceChanged).filter(|_| holds).map(|it| it.message.clone())
+    };
+    let now = new.condition(ConditionType::SpaceChanged).filter(|_| said(new).is_some())?;
+    (old.and_then(said) != said(new)).then(|| event(EventType::Warning, now))
+}
+
+fn event(type_: EventType, condition: &Condition) -> Event {
+    let message = &condition.message;
+    Event {
+        type_,
+        reason: condition.reason.clone(),
         // The API server takes 1024 bytes.
-        note: Some(now.message[..now.message.floor_char_boundary(1000)].to_owned()),
+        note: Some(message[..message.floor_char_boundary(1000)].to_owned()),
         action: "Reconcile".into(),
         secondary: None,
-    })
+    }
 }
 
 /// Whether the last event said it already.
@@ -118,6 +135,33 @@ mod tests {
                 warning("SourceRefused"),
             ]
         );
+    }
+
+    #[test]
+    fn each_change_of_the_vector_space_is_told_once() {
+        let space = |holds: bool, reason: &str, message: &str| {
+            let mut status = status("Ready", "yes", None);
+            let mut condition = status.conditions[0].clone();
+            condition.type_ = "SpaceChanged".into();
+            condition.status = if holds { "True" } else { "False" }.into();
+            (condition.reason, condition.message) = (reason.into(), message.into());
+            status.conditions.push(condition);
+            status
+        };
+        let known = space(false, "SpaceUnchanged", "vectors are of the space a");
+        let changed = space(true, "SpaceChangeAllowed", "of b, and were of a");
+        let refused = space(true, "SpaceChangeRefused", "c is refused");
+        let mut told = Vec::new();
+        let mut old = None;
+        for new in [&known, &changed, &changed, &refused, &refused, &changed, &known, &changed] {
+            let event = space_change(old, new);
+            told.extend(event.map(|event| (event.type_, event.reason, event.note.unwrap())));
+            old = Some(new);
+        }
+        let allowed =
+            || (EventType::Warning, "SpaceChangeAllowed".to_owned(), "of b, and were of a".to_owned());
+        let refused = (EventType::Warning, "SpaceChangeRefused".to_owned(), "c is refused".to_owned());
+        assert_eq!(told, [allowed(), refused, allowed(), allowed()]);
     }
 
     #[test]

@@ -35,6 +35,18 @@ pub struct Summary {
     /// The longest input in tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<i32>,
+    /// Whether the model divides its vectors by their norm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub normalizes: Option<bool>,
+    /// The fingerprint of the files, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub space_files: Option<String>,
+    /// The prompts in the files by name; none where they were too long to be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompts: Option<BTreeMap<String, String>>,
+    /// The name of the prompt of texts of which nothing is said, as the files have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_prompt: Option<String>,
 }
 
 /// The state of a model's files.
@@ -141,16 +153,20 @@ pub fn wait(state: &State, now: Timestamp) -> Option<Duration> {
 
 /// What pods fetch for themselves is known beforehand, and more when a pod has done so.
 fn ephemeral(observed: &Observed, commit: String) -> State {
-    let learned = observed.pods.iter().find_map(|pod| {
+    let summary = learned(&observed.pods, &commit).unwrap_or(Summary { commit, ..Summary::default() });
+    State::Here(Here { key: None, summary })
+}
+
+/// What a pod said that fetched this commit for itself.
+pub fn learned(pods: &[Pod], commit: &str) -> Option<Summary> {
+    pods.iter().find_map(|pod| {
         let statuses = pod.status.as_ref()?.init_container_statuses.as_ref()?;
         let message = statuses
             .iter()
             .find(|status| status.name == names::FETCH)
             .and_then(|status| status.state.as_ref()?.terminated.as_ref()?.message.as_ref())?;
         serde_json::from_str::<Summary>(message).ok().filter(|summary| summary.commit == commit)
-    });
-    let summary = learned.unwrap_or(Summary { commit, ..Summary::default() });
-    State::Here(Here { key: None, summary })
+    })
 }
 
 fn recorded(records: &[ControllerRevision], name: &str) -> Option<Summary> {

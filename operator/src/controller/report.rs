@@ -97,7 +97,7 @@ pub fn status(
     };
     if let Some((valid, desired)) = wanted {
         status.endpoint = Some(endpoint(valid));
-        status.model = Some(model_of(desired, old.model.as_ref()));
+        status.model = Some(model_of(desired, &old, model.metadata.generation));
         status.cache = cache(valid, desired, observed);
         status.rollout = Some(desired.rollout.clone());
     }
@@ -131,6 +131,13 @@ pub fn status(
                 None => keep(&old, ConditionType::UpdateAvailable, outcome),
             },
         ),
+        condition(
+            ConditionType::SpaceChanged,
+            match wanted {
+                Some((_, desired)) => space_changed(desired, status.model.as_ref()),
+                None => keep(&old, ConditionType::SpaceChanged, outcome),
+            },
+        ),
         condition(ConditionType::Degraded, judged.degraded.clone()),
     ];
     // For kstatus: only while they hold.
@@ -142,15 +149,18 @@ pub fn status(
     status
 }
 
-/// What is known about the model. What pods learned that fetch for themselves outlives them.
-fn model_of(desired: &Desired, old: Option<&ModelStatus>) -> ModelStatus {
+/// What is known about the model. What pods learned that fetch for themselves outlives them; their
+/// vector space, until the spec is changed, because its prompts are part of it.
+fn model_of(desired: &Desired, old: &EmbeddingModelStatus, generation: Option<i64>) -> ModelStatus {
     let now = desired.model.clone();
     let same =
         |old: &&ModelStatus| old.source == now.source && old.resolved_revision == now.resolved_revision;
-    let old = old.filter(same).cloned().unwrap_or_default();
+    let unchanged = old.observed_generation == generation;
+    let old = old.model.as_ref().filter(same).cloned().unwrap_or_default();
     ModelStatus {
         architecture: now.architecture.or(old.architecture),
         dimensions: now.dimensions.or(old.dimensions),
+        space: now.space.or(old.space.filter(|_| unchanged)),
         max_tokens: now.max_tokens.or(old.max_tokens),
         bytes: now.bytes.or(old.bytes),
         source: now.source,
@@ -215,13 +225,17 @@ fn judge(
         },
         Outcome::Applied { model, desired, writes } => {
             let problem = problems.first();
+            let space_refused = space_refused(desired);
             let degraded = match (&desired.files, problem) {
                 (State::Failed { why, refused, .. }, _) => {
                     bad(fetched::reason(*refused), &fetch_failed(desired, why))
                 }
                 (_, Some(problem)) => bad(problem.reason, &problem.message),
                 (State::Fetching { attempt, .. }, None) if *attempt > 1 => still_failing(old, healthy()),
-                (_, None) => healthy(),
+                (_, None) => match &space_refused {
+                    Some(message) => bad(Reason::SpaceChangeRefused, message),
+                    None => healthy(),
+                },
             };
             let goal = goal(model, desired, *writes, seen);
             if model.paused {
@@ -258,6 +272,7 @@ fn judge(
                 },
                 Some((reason, message)) => {
                     let stuck = matches!(desired.files, State::Failed { .. })
+                        || space_refused.is_some()
                         || problems.iter().any(|problem| needs_help(problem.reason));
                     let fetches = matches!(desired.files, State::Fetching { .. });
                     let (ready, progressing) = if degraded.0 && fetches && problem.is_none() {
@@ -342,6 +357,9 @@ fn goal(model: &ValidModel, desired: &Desired, writes: usize, seen: &Seen<'_>) -
         State::Failed { why, refused, .. } => {
             return Some((fetched::reason(*refused), fetch_failed(desired, why)));
         }
+    }
+    if let Some(message) = space_refused(desired) {
+        return Some((Reason::SpaceChangeRefused, message));
     }
     let Some(deployment) = seen.deployment else {
         return Some((Reason::RollingOut, "the first pods are being made".into()));
@@ -446,6 +464,18 @@ fn update(desired: &Desired) -> Verdict {
     }
 }
 
+/// Why the spec is not carried out, where that is for its vector space. Where only files of the
+/// same source are refused, pods are as the spec says.
+fn space_refused(desired: &Desired) -> Option<String> {
+    if desired.template_is_current { None } else { desired.spaces.refusal() }
+}
+
+/// What became of the vector space.
+fn space_changed(desired: &Desired, model: Option<&ModelStatus>) -> Verdict {
+    let served = model.and_then(|model| model.space.as_deref());
+    desired.spaces.verdict(served, desired.template.is_some())
+}
+
 /// What was known before; where nothing was, why nothing is.
 fn keep(old: &EmbeddingModelStatus, type_: ConditionType, outcome: &Outcome<'_>) -> Verdict {
     let was = old.condition(type_);
@@ -513,9 +543,9 @@ mod tests {
     use super::super::validate::validate;
     use super::*;
     use crate::config::Config;
+    use crate::crd::SpaceChangePolicy;
 
-    const SUMMARY: &str =
-        r#"{"commit":"0123456789012345678901234567890123456789","bytes":9,"dimensions":384}"#;
+    const SUMMARY: &str = r#"{"commit":"0123456789012345678901234567890123456789","bytes":9,"dimensions":384,"normalizes":true,"space_files":"e47a","prompts":{}}"#;
 
     fn now() -> Timestamp {
         "2026-01-01T00:00:00Z".parse().unwrap()
@@ -607,9 +637,9 @@ mod tests {
         });
     }
 
-    /// The conditions, as `Type Status Reason`.
+    /// The conditions, as `Type Status Reason`; not of the vector space, which has tests of its own.
     fn told(status: &EmbeddingModelStatus) -> Vec<String> {
-        let conditions = status.conditions.iter();
+        let conditions = status.conditions.iter().filter(|it| it.type_ != "SpaceChanged");
         conditions.map(|it| format!("{} {} {}", it.type_, it.status, it.reason)).collect()
     }
 
@@ -760,6 +790,108 @@ mod tests {
         ]
     }
 
+    fn while_the_space_changes() -> Vec<Told> {
+        let plain = model(&json!({}));
+        let changed = model(&json!({"inference": {"prompts": {"query": "q: "}}}));
+        let mut refused = changed.clone();
+        refused.spec.space_change_policy = SpaceChangePolicy::Refuse;
+        let there = deployed(&plain, 1);
+        let mut rolled_out = made(&changed, there.clone());
+        set_available(&mut rolled_out, 1);
+        vec![
+            (applied(&plain, &bound(&plain), 1), "False SpaceUnknown"),
+            (applied(&plain, &there, 0), "False SpaceUnchanged"),
+            (applied(&changed, &rolled_out, 0), "True SpaceChangeAllowed"),
+            (applied(&refused, &there, 0), "True SpaceChangeRefused"),
+        ]
+    }
+
+    #[test]
+    fn a_change_of_the_vector_space_is_told() {
+        for (status, expected) in while_the_space_changes() {
+            let condition = get(&status, "SpaceChanged");
+            assert_eq!(format!("{} {}", condition.status, condition.reason), expected);
+        }
+        let statuses: Vec<_> = while_the_space_changes().into_iter().map(|(status, _)| status).collect();
+        let space = |status: &EmbeddingModelStatus| status.model.as_ref().unwrap().space.clone();
+        let spaces: Vec<_> = statuses.iter().map(space).collect();
+        assert_eq!((spaces[0].as_ref(), &spaces[3]), (None, &spaces[1]));
+        let message = &get(&statuses[2], "SpaceChanged").message;
+        let [before, after] = [&spaces[1], &spaces[2]].map(|space| space.clone().unwrap());
+        assert!(
+            message.starts_with(&format!("vectors are of the space {after}, and were of {before}")),
+            "{message}"
+        );
+        // The spec asks for prompts that the pods do not have.
+        assert_eq!(
+            told(&statuses[3]),
+            [
+                "Ready False SpaceChangeRefused",
+                "ModelCached True Cached",
+                "Available True Ready",
+                "Progressing False SpaceChangeRefused",
+                "UpdateAvailable False UpToDate",
+                "Degraded True SpaceChangeRefused",
+                "Stalled True SpaceChangeRefused",
+            ]
+        );
+    }
+
+    /// With another fetch that ended well, and said this.
+    fn fetched_again(model: &EmbeddingModel, seen: Observed, message: &str) -> Observed {
+        let known: Vec<_> = seen.children.keys().cloned().collect();
+        let mut seen = made(model, seen);
+        let new = |key: &(Kind, String)| key.0 == Kind::Job && !known.contains(key);
+        let ((_, name), job) = seen.children.iter_mut().find(|(key, _)| new(key)).expect("it is fetched");
+        job.data["status"] =
+            json!({"conditions": [{"type": "Complete", "status": "True", "lastTransitionTime": now()}]});
+        let owner = json!({"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": job.metadata.uid});
+        let ended = json!({"terminated": {"exitCode": 0, "message": message}});
+        let container = json!({"name": "fetch", "image": "server", "imageID": "", "ready": false, "restartCount": 0, "state": ended});
+        let pod = json!({
+            "metadata": {"name": "minilm-fetch-2", "ownerReferences": [owner]},
+            "status": {"phase": "Succeeded", "containerStatuses": [container]},
+        });
+        seen.pods.push(serde_json::from_value(pod).unwrap());
+        seen
+    }
+
+    #[test]
+    fn a_model_whose_new_files_are_refused_stays_ready() {
+        let plain = model(&json!({"spaceChangePolicy": "Refuse"}));
+        let there = deployed(&plain, 1);
+        let before = applied(&plain, &there, 0);
+        // The API server refuses this change; another endpoint, which it cannot judge, is the same.
+        let mut moved = plain.clone();
+        moved.spec.source.hugging_face.as_mut().unwrap().revision = "v2".into();
+        let other = SUMMARY.replace("0123", "3210").replace("e47a", "b00b");
+        let after = applied(&moved, &fetched_again(&moved, there.clone(), &other), 0);
+        assert_eq!((told(&after), &after.model), (told(&before), &before.model));
+        assert_eq!(get(&after, "SpaceChanged").reason, "SpaceChangeRefused");
+
+        let same = SUMMARY.replace("0123", "3210");
+        let after = applied(&moved, &fetched_again(&moved, there, &same), 1);
+        assert_eq!(get(&after, "SpaceChanged").reason, "SpaceUnchanged");
+        assert!(after.model.unwrap().resolved_revision.unwrap().starts_with("3210"));
+    }
+
+    #[test]
+    fn the_space_of_pods_that_fetched_for_themselves_outlives_them_until_the_spec_changes() {
+        let commit = "0".repeat(40);
+        let mut plain = model(&json!({
+            "source": {"huggingFace": {"repo": "org/name", "revision": commit}},
+            "cache": {"ephemeral": true},
+        }));
+        let space = |status: &EmbeddingModelStatus| status.model.as_ref().unwrap().space.clone();
+        let mut status = applied(&plain, &Observed::default(), 1);
+        assert_eq!(space(&status), None);
+        status.model.as_mut().unwrap().space = Some("es1-a".into());
+        plain.status = Some(status);
+        assert_eq!(space(&applied(&plain, &Observed::default(), 1)), Some("es1-a".to_owned()));
+        plain.metadata.generation = Some(4);
+        assert_eq!(space(&applied(&plain, &Observed::default(), 1)), None);
+    }
+
     fn refused() -> Vec<(EmbeddingModelStatus, &'static str)> {
         [
             (json!({"inference": {"device": "CUDA"}}), "InvalidSpec"),
@@ -868,7 +1000,14 @@ mod tests {
 
     #[test]
     fn every_reason_is_told_of_something() {
-        let states = [while_files_come(), while_pods_come(), while_it_is_served(), refused()].concat();
+        let states = [
+            while_files_come(),
+            while_pods_come(),
+            while_it_is_served(),
+            while_the_space_changes(),
+            refused(),
+        ]
+        .concat();
         let of_states = states.into_iter().map(|(status, _)| status);
         let of_trouble = table().into_iter().map(|(there, _)| in_trouble(&there));
         let told: BTreeSet<String> = of_states

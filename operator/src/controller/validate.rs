@@ -18,13 +18,14 @@ use super::object::is_owned_by;
 use super::observe::Observed;
 use crate::config::Config;
 use crate::crd::rules::{
-    DOTS, DOTS_MESSAGE, HOST_MESSAGE, LOCAL, MAX_NAME, ORIGIN, REPO_MESSAGE, REVISION_MESSAGE,
+    DOTS, DOTS_MESSAGE, HOST_MESSAGE, LOCAL, MAX_NAME, ORIGIN, PROMPT_NAME, PROMPT_NAME_MESSAGE,
+    REPO_MESSAGE, REVISION_MESSAGE,
 };
 use crate::crd::source::{Archive, FilledClaim, HuggingFace, ModelImage, patterns};
 use crate::crd::status::Reason;
 use crate::crd::{
     AccessMode, Autoscaling, Device, EmbeddingModel, EmbeddingModelSpec, Gpu, Inference, ModelCache,
-    Monitoring, Network, PodTemplate, QUANTITY, Resources, ServiceOptions,
+    Monitoring, Network, PodTemplate, QUANTITY, Resources, ServiceOptions, SpaceChangePolicy,
 };
 
 /// Why a model is not built: somebody has to change something.
@@ -86,6 +87,10 @@ pub struct ValidModel {
     pub fetch_key: String,
     /// Whether objects are to be left as they are.
     pub paused: bool,
+    /// Whether the vector space may change.
+    pub space_change_policy: SpaceChangePolicy,
+    /// The vector space that the model's users say that their indexes are of.
+    pub expected_space: Option<String>,
 }
 
 /// How a model's files get to its pods.
@@ -213,6 +218,7 @@ pub fn validate(model: &EmbeddingModel, observed: &Observed, config: &Config) ->
         return Err(Refusal::spec("network.allowFrom: podSelector or namespaceSelector is needed"));
     }
     volumes_are_good(&spec.pod_template)?;
+    prompts_are_good(&spec.inference, &spec.pod_template)?;
     let files = files(model, observed.source_claim.as_ref(), config)?;
     if reach_of_files(&files) != Reach::ManyNodes && has_required_pod_affinity(&spec.pod_template) {
         return Err(Refusal::spec(
@@ -256,6 +262,8 @@ pub fn validate(model: &EmbeddingModel, observed: &Observed, config: &Config) ->
         monitoring: spec.monitoring.clone(),
         startup_timeout_seconds: spec.startup_timeout_seconds,
         paused: spec.paused,
+        space_change_policy: spec.space_change_policy,
+        expected_space: model.annotations().get(names::SPACE_ANNOTATION).cloned(),
     })
 }
 
@@ -321,6 +329,23 @@ fn volumes_are_good(pods: &PodTemplate) -> Result<(), Refusal> {
                 "podTemplate.volumeMounts: {}: podTemplate.volumes has no {}",
                 mount.mount_path, mount.name
             )));
+        }
+    }
+    Ok(())
+}
+
+/// Variables of the server that would give it prompts behind the operator's back: the vector
+/// space that it tells would not be that of the pods.
+const PROMPT_VARIABLES: [(&str, &str); 2] =
+    [("EMBEDDING_PROMPTS", "prompts"), ("EMBEDDING_DEFAULT_PROMPTS", "defaultPrompt")];
+
+fn prompts_are_good(inference: &Inference, pods: &PodTemplate) -> Result<(), Refusal> {
+    if !inference.prompts.keys().all(|name| matches(PROMPT_NAME, name)) {
+        return Err(Refusal::spec(format!("inference.prompts: {PROMPT_NAME_MESSAGE}")));
+    }
+    for (variable, field) in PROMPT_VARIABLES {
+        if pods.env.iter().any(|set| set.name == variable) {
+            return Err(Refusal::spec(format!("podTemplate.env: {variable}: use inference.{field} instead")));
         }
     }
     Ok(())
@@ -545,6 +570,7 @@ fn template_key(model: &EmbeddingModel) -> String {
     spec.network.allow_from = Vec::new();
     spec.monitoring = Monitoring::default();
     spec.paused = false;
+    spec.space_change_policy = SpaceChangePolicy::default();
     spec.cache.size = ModelCache::default().size;
     spec.cache.retain = false;
     if !spec.cache.ephemeral {
@@ -707,6 +733,38 @@ mod tests {
         assert_eq!(targets(&json!({"targetQueuedTokensPerReplica": 1})), (Ok(None), Ok(None)));
         let both = json!({"targetCPUUtilizationPercentage": 60, "targetQueuedTokensPerReplica": 1});
         assert_eq!(targets(&both), (Ok(Some(60)), needed()));
+    }
+
+    #[test]
+    fn prompts_are_said_where_they_are_known_and_by_names_that_a_flag_can_have() {
+        let told = |more: &Value| {
+            let spec = hub(more);
+            validate(&model(&spec), &Observed::default(), &Config::for_tests()).err().map(|it| it.message)
+        };
+        for name in ["query", "search_query", "retrieval.query", "text-matching", "_1", &"n".repeat(63)] {
+            assert_eq!(told(&json!({"inference": {"prompts": {name: "a=b: c,d"}}})), None, "{name}");
+        }
+        for name in ["", "-q", "a=b", "m:query", "a,b", "a b", "ä", &"n".repeat(64)] {
+            let message = told(&json!({"inference": {"prompts": {name: ""}}}));
+            assert_eq!(message, Some(format!("inference.prompts: {PROMPT_NAME_MESSAGE}")), "{name}");
+        }
+        let variable = |name: &str| json!({"podTemplate": {"env": [{"name": name, "value": "x"}]}});
+        assert_eq!(
+            told(&variable("EMBEDDING_PROMPTS")).unwrap(),
+            "podTemplate.env: EMBEDDING_PROMPTS: use inference.prompts instead"
+        );
+        assert_eq!(
+            told(&variable("EMBEDDING_DEFAULT_PROMPTS")).unwrap(),
+            "podTemplate.env: EMBEDDING_DEFAULT_PROMPTS: use inference.defaultPrompt instead"
+        );
+        assert_eq!(told(&variable("EMBEDDING_ON_OVERFLOW")), None);
+    }
+
+    #[test]
+    fn what_becomes_of_other_spaces_is_no_wish_about_the_pods() {
+        let key = |more: &Value| template_key(&model(&hub(more)));
+        assert_eq!(key(&json!({"spaceChangePolicy": "Refuse"})), key(&json!({})));
+        assert_ne!(key(&json!({"inference": {"onOverflow": "Error"}})), key(&json!({})));
     }
 
     #[test]

@@ -25,6 +25,7 @@ const SOURCE: &str = "/properties/spec/properties/source";
 const HUGGING_FACE: &str = "/properties/spec/properties/source/properties/huggingFace";
 const ENDPOINT: &str = "/properties/spec/properties/source/properties/huggingFace/properties/endpoint";
 const URL: &str = "/properties/spec/properties/source/properties/http/properties/url";
+const PROMPTS: &str = "/properties/spec/properties/inference/properties/prompts";
 const VOLUME: &str = "/properties/spec/properties/podTemplate/properties/volumes/items";
 const PEER: &str = "/properties/spec/properties/network/properties/allowFrom/items";
 
@@ -120,6 +121,68 @@ pub const DOTS: &str = dots!();
 pub const DOTS_MESSAGE: &str = "must not have '/../' or '/./' in it";
 const NO_DOTS: &str = concat!("!self.matches(r'", dots!(), "')");
 
+macro_rules! prompt_name {
+    () => {
+        "^[A-Za-z0-9_][A-Za-z0-9._-]{0,62}$"
+    };
+}
+
+/// What the name of a prompt can be, so that it can be said in a flag and after a model's name.
+pub const PROMPT_NAME: &str = prompt_name!();
+/// What a user reads when [`PROMPT_NAME`] is broken by a name of `inference.prompts`.
+pub const PROMPT_NAME_MESSAGE: &str = "names of prompts have at most 63 letters, digits, '.', '_' and '-', and begin with a letter, digit or '_'";
+
+/// Whether the policy refuses a change of the space.
+macro_rules! refuses {
+    () => {
+        "has(self.spaceChangePolicy) && self.spaceChangePolicy == 'Refuse'"
+    };
+}
+
+/// What of a spec's source decides the model's files: a list, as long as there are kinds of
+/// source. Of what is named by a hash, the hash: it may move to another address.
+macro_rules! decisive_source {
+    ($spec:literal) => {
+        concat!(
+            concat!("(has(", $spec, ".source.huggingFace) ? ['hub', ", $spec, ".source.huggingFace.repo, "),
+            concat!($spec, ".source.huggingFace.revision] : []) + "),
+            concat!("(has(", $spec, ".source.http) ? ['http', ", $spec, ".source.http.sha256] : []) + "),
+            concat!("(has(", $spec, ".source.persistentVolumeClaim) ? ['claim', "),
+            concat!($spec, ".source.persistentVolumeClaim.claimName, "),
+            concat!("has(", $spec, ".source.persistentVolumeClaim.path) ? "),
+            concat!($spec, ".source.persistentVolumeClaim.path : ''] : []) + "),
+            concat!(
+                "(has(",
+                $spec,
+                ".source.image) ? ['image', ",
+                $spec,
+                ".source.image.reference.split('@')[1], "
+            ),
+            concat!("has(", $spec, ".source.image.path) ? ", $spec, ".source.image.path : ''] : [])"),
+        )
+    };
+}
+
+/// A spec's prompts.
+macro_rules! prompts {
+    ($spec:literal) => {
+        concat!(
+            concat!("(has(", $spec, ".inference) && has(", $spec, ".inference.prompts) ? "),
+            concat!($spec, ".inference.prompts : {})"),
+        )
+    };
+}
+
+/// The name of a spec's default prompt.
+macro_rules! default_prompt {
+    ($spec:literal) => {
+        concat!(
+            concat!("(has(", $spec, ".inference) && has(", $spec, ".inference.defaultPrompt) ? "),
+            concat!($spec, ".inference.defaultPrompt : '')"),
+        )
+    };
+}
+
 /// What a user reads when a repository's name leads elsewhere.
 pub const REPO_MESSAGE: &str = "repo must not have '..' or '--' in it or end in .git";
 /// What a user reads when a revision leads elsewhere.
@@ -213,6 +276,33 @@ pub const RULES: &[Rule] = &[
         at: SPEC,
         rule: "!(has(self.cache.ephemeral) && self.cache.ephemeral && has(self.cache.retain) && self.cache.retain)",
         message: "cache.retain contradicts cache.ephemeral: leave one of them out",
+    },
+    Rule {
+        at: SPEC,
+        rule: concat!(
+            "!(",
+            refuses!(),
+            ") || ",
+            decisive_source!("self"),
+            " == ",
+            decisive_source!("oldSelf")
+        ),
+        message: "spaceChangePolicy Refuse: source decides the vector space and cannot be changed; set the policy to \
+                  Allow in the same update, and make indexes anew",
+    },
+    Rule {
+        at: SPEC,
+        rule: concat!(
+            concat!("!(", refuses!(), ") || (", prompts!("self"), " == ", prompts!("oldSelf")),
+            concat!(" && ", default_prompt!("self"), " == ", default_prompt!("oldSelf"), ")"),
+        ),
+        message: "spaceChangePolicy Refuse: inference.prompts and inference.defaultPrompt decide the vector space and \
+                  cannot be changed; set the policy to Allow in the same update, and make indexes anew",
+    },
+    Rule {
+        at: PROMPTS,
+        rule: concat!("self.all(name, name.matches('", prompt_name!(), "'))"),
+        message: PROMPT_NAME_MESSAGE,
     },
     Rule {
         at: PEER,

@@ -90,6 +90,11 @@ pub(super) fn annotations(_: &mut SchemaGenerator) -> Schema {
     map(64, &json!({"type": "string", "maxLength": 16384}))
 }
 
+/// Prompts by name. In the server's flag a line break ends a prompt.
+pub(super) fn prompts(_: &mut SchemaGenerator) -> Schema {
+    map(32, &json!({"type": "string", "maxLength": 2048, "pattern": r"^[^\n\r]*$"}))
+}
+
 fn map(most: u32, values: &Value) -> Schema {
     let mut schema = Map::new();
     schema.insert("type".into(), "object".into());

@@ -42,8 +42,8 @@ pub struct EmbeddingModelStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutStatus>,
 
-    /// Ready, ModelCached, Available, Progressing, UpdateAvailable and Degraded; Reconciling
-    /// and Stalled only while they hold.
+    /// Ready, ModelCached, Available, Progressing, UpdateAvailable, SpaceChanged and Degraded;
+    /// Reconciling and Stalled only while they hold.
     #[serde(default)]
     #[schemars(
         length(max = 16),
@@ -86,6 +86,13 @@ pub struct ModelStatus {
     /// The length of its vectors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dimensions: Option<i32>,
+
+    /// The vector space of the answers to requests that ask for nothing special: what their
+    /// X-Embedding-Space says. Only vectors of the same space can be compared. Absent where
+    /// the files were not fetched, or by a version of the server that did not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub space: Option<String>,
 
     /// The longest input in tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -151,6 +158,8 @@ pub enum ConditionType {
     Progressing,
     /// This version of the operator would run other pods, when asked to.
     UpdateAvailable,
+    /// The vectors are of another space than before, or would be if that were not refused.
+    SpaceChanged,
     /// Something is wrong that keeps the wanted state from being reached.
     Degraded,
     /// For kstatus: present and true while the wanted state is not reached yet.
@@ -161,12 +170,13 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// Every type.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Ready,
         Self::ModelCached,
         Self::Available,
         Self::Progressing,
         Self::UpdateAvailable,
+        Self::SpaceChanged,
         Self::Degraded,
         Self::Reconciling,
         Self::Stalled,
@@ -180,6 +190,7 @@ impl ConditionType {
             Self::Available => "Available",
             Self::Progressing => "Progressing",
             Self::UpdateAvailable => "UpdateAvailable",
+            Self::SpaceChanged => "SpaceChanged",
             Self::Degraded => "Degraded",
             Self::Reconciling => "Reconciling",
             Self::Stalled => "Stalled",
@@ -202,6 +213,10 @@ pub enum Reason {
     Healthy,
     /// The pods are what this operator would make.
     UpToDate,
+    /// The vectors are of the space that they were of.
+    SpaceUnchanged,
+    /// Nobody told what space the vectors are of.
+    SpaceUnknown,
 
     // On the way.
     /// The model is being fetched.
@@ -220,6 +235,8 @@ pub enum Reason {
     ScaledToZero,
     /// The operator leaves the model's objects as they are.
     Paused,
+    /// The vectors are of another space than before, which is allowed.
+    SpaceChangeAllowed,
 
     // What somebody has to mend.
     /// The spec asks for something that cannot be.
@@ -238,6 +255,8 @@ pub enum Reason {
     FetchFailed,
     /// The hub refuses the token, or the repository does not exist.
     SourceRefused,
+    /// The wanted files or prompts make vectors of another space, which is refused.
+    SpaceChangeRefused,
     /// A quota or policy forbids pods.
     QuotaExceeded,
     /// An image cannot be pulled.
@@ -262,12 +281,14 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for documentation and tests.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 34] = [
         Self::Ready,
         Self::Reconciled,
         Self::Cached,
         Self::Healthy,
         Self::UpToDate,
+        Self::SpaceUnchanged,
+        Self::SpaceUnknown,
         Self::Fetching,
         Self::WaitingForVolume,
         Self::WaitingForDeletion,
@@ -275,6 +296,7 @@ impl Reason {
         Self::NewPodTemplate,
         Self::ScaledToZero,
         Self::Paused,
+        Self::SpaceChangeAllowed,
         Self::InvalidSpec,
         Self::NotAllowed,
         Self::NoCudaImage,
@@ -283,6 +305,7 @@ impl Reason {
         Self::ReferenceMissing,
         Self::FetchFailed,
         Self::SourceRefused,
+        Self::SpaceChangeRefused,
         Self::QuotaExceeded,
         Self::ImagePullFailed,
         Self::CrashLoop,

@@ -23,7 +23,7 @@ pub const USER: &str = "embedding-operator";
 /// What a fetch resolves a branch to.
 pub const COMMIT: &str = "0123456789012345678901234567890123456789";
 /// What a fetch says at its end.
-pub const SUMMARY: &str = r#"{"commit":"0123456789012345678901234567890123456789","bytes":91336405,"architecture":"bert","dimensions":384,"max_tokens":256}"#;
+pub const SUMMARY: &str = r#"{"commit":"0123456789012345678901234567890123456789","bytes":91336405,"architecture":"bert","dimensions":384,"max_tokens":256,"normalizes":true,"space_files":"e47a7cc12e8074716d46abb5dbdecef488981ffb12023947b7ec00cfa1e2f83f","prompts":{},"default_prompt":null}"#;
 
 /// An operator that looks after one namespace, until it is dropped.
 pub struct Operator {

@@ -124,6 +124,8 @@ impl<'a> World<'a> {
 fn hide_hashes(value: &mut Value) {
     match value {
         Value::Object(map) => {
+            // What there was before.
+            map.remove("space_before");
             for (name, value) in map {
                 let hash = value
                     .as_str()

@@ -11,8 +11,8 @@ use embedding_server::config::{Cli, Command, Serve};
 use embedding_server::embedder::Embedder;
 use embedding_server::metrics::Metrics;
 use embedding_server::model::Directory;
-use embedding_server::models::{self, Models, Origin, Spec};
-use embedding_server::tokenize::{Encode, Pool};
+use embedding_server::models::{self, Manner, Models, Origin, Spec};
+use embedding_server::tokenize::{Encode, How, Pool};
 use tokio::runtime::Runtime;
 
 use super::corpus::Class;
@@ -55,13 +55,14 @@ impl Ours {
         const ID: &str = "bench";
         let Serve { settings, cpus, .. } = config(options)?;
         let path = model_directory()?;
-        let loaded = models::load(&Directory::read(&path)?, String::new(), settings.preference)?;
+        let loaded =
+            models::load(Directory::read(&path)?, String::new(), settings.preference, &Manner::default())?;
         let plan = loaded.about.plan;
         let tokenizer = Arc::clone(&loaded.tokenizer);
         let models = Models::new([ID]);
         let pool = Arc::new(Pool::new(cpus)?);
         models.serve(ID, loaded, &settings, &pool, &Arc::new(Metrics::new()))?;
-        let (_, embedder) = models.get(Some(ID))?;
+        let embedder = models.get(Some(ID))?.embedder;
         let name = format!(
             "{} {} ({} × {})",
             plan.implementation, plan.dtype, settings.threads.workers, settings.threads.per_worker
@@ -71,7 +72,7 @@ impl Ours {
 
     /// The number of tokens of each text, special tokens included.
     pub(crate) fn token_counts(&self, texts: &[String]) -> anyhow::Result<Vec<usize>> {
-        texts.iter().map(|text| Ok(self.tokenizer.encode(text)?.ids.len())).collect()
+        texts.iter().map(|text| Ok(self.tokenizer.encode(text, &How::default())?.len())).collect()
     }
 }
 
@@ -91,7 +92,7 @@ impl Contestant for Ours {
         for texts in class.texts.chunks(per_call) {
             let texts = texts.to_vec();
             let begun = Instant::now();
-            let embedded = self.runtime.block_on(self.embedder.embed(texts))?;
+            let embedded = self.runtime.block_on(self.embedder.embed_texts(texts))?;
             run.calls.push(begun.elapsed().as_secs_f64());
             run.vectors.extend(embedded.vectors);
         }

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::source::is_commit;
 use super::{Archive, Error, Fetched, Manifest, Place, Source, room, select};
+use crate::model::digests;
 
 const RECORD: &str = ".fetched.json";
 /// How often a waiting process looks whether the other one is done.
@@ -219,6 +220,13 @@ impl Partial {
         let path = self.directory.join(RECORD);
         json.and_then(|json| fs::write(&path, json)).map_err(Error::io("writing", &path))?;
         remove_others(&self.directory, Path::new(""), record)?;
+        // It only saves time at each start; what is wrong with weights is said then.
+        if let Err(error) = digests::keep(&self.directory) {
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "the hashes of the tensors are not kept"
+            );
+        }
         let mut synced = BTreeSet::new();
         for file in record.files.keys().map(String::as_str).chain([RECORD]) {
             sync(&self.directory.join(file))?;

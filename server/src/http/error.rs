@@ -1,18 +1,21 @@
-//! The one error body, and the one place that maps domain errors to HTTP.
+//! What is wrong, for the client: the one place that maps domain errors to HTTP.
 //!
 //! ```json
 //! {"error": {"message": "…", "type": "invalid_request_error", "param": "texts", "code": "invalid_field"}}
 //! ```
 //!
-//! It is OpenAI's shape on every path, because the clients that agents use turn it
-//! into typed exceptions, and one shape is easier to handle than two.
+//! Handlers and layers know this one error, in OpenAI's shape. On the paths of another API it leaves
+//! in the shape, and with the status, that this API's clients know ([`Shape`]).
+
+use std::borrow::Cow;
 
 use axum::Json;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
-use crate::{embedder, models, worker};
+use crate::{embedder, models, options, token_ids, worker};
 
 /// An error as the client gets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,18 +27,54 @@ pub struct ApiError {
     retry_after: Option<u64>,
 }
 
-#[derive(Serialize)]
-struct Body<'a> {
+/// An error as OpenAI's clients know it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OpenAiError)]
+pub(super) struct Body<'a> {
+    #[schema(inline)]
     error: Inner<'a>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Inner<'a> {
+    /// What is wrong, and what to do about it.
     message: &'a str,
     #[serde(rename = "type")]
     kind: &'static str,
+    /// The field that is wrong.
+    #[schema(required)]
     param: Option<&'a str>,
+    /// For programs: it stays what it is.
     code: &'static str,
+}
+
+/// An error as text-embeddings-inference's clients know it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = TeiError)]
+pub(super) struct TeiBody<'a> {
+    error: &'a str,
+    error_type: &'static str,
+}
+
+/// An error as Cohere's clients know it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = CohereError)]
+pub(super) struct CohereBody<'a> {
+    message: &'a str,
+}
+
+/// An error as Ollama's clients know it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OllamaError)]
+pub(super) struct OllamaBody<'a> {
+    error: &'a str,
+}
+
+/// An error as Jina's clients know it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = JinaError)]
+pub(super) struct JinaBody<'a> {
+    detail: &'a str,
 }
 
 /// A message is for reading; serde quotes whole values in its own.
@@ -72,6 +111,16 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_field", message).param(param)
     }
 
+    /// 400: there is nothing to be done.
+    pub(super) fn empty(param: &str) -> Self {
+        Self::bad_request("empty", format!("{param} is empty: send at least one")).param(param)
+    }
+
+    /// 400: what is wanted is of a kind that no model here makes.
+    pub(super) fn no_such_kind(message: impl Into<String>) -> Self {
+        Self::bad_request("wrong_kind_of_model", message).param("model")
+    }
+
     /// 413: the body is over the limit.
     pub(super) fn body_too_large(limit: usize) -> Self {
         let message = format!("the request body is larger than the limit of {limit} bytes: split it");
@@ -97,10 +146,13 @@ impl ApiError {
         Self::new(
             StatusCode::NOT_FOUND,
             "no_such_path",
-            format!(
-                "no such path: {path}; there are /embeddings, /models, /v1/embeddings, /v1/models, /health, /livez and /metrics"
-            ),
+            format!("no such path: {path}; those that there are: /docs, or for programs /openapi.json"),
         )
+    }
+
+    /// 412: the vectors would be of another space than the caller expects.
+    pub(super) fn other_space(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::PRECONDITION_FAILED, "other_space", message)
     }
 
     /// 405: a route without this method.
@@ -131,9 +183,49 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message)
     }
 
+    /// 404: no such model, in the words of an API.
+    pub(super) fn model_not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "model_not_found", message).param("model")
+    }
+
     /// The error's code, for logs.
     pub(super) const fn code(&self) -> &'static str {
         self.code
+    }
+
+    /// The status and the type of error by which text-embeddings-inference's clients know it.
+    ///
+    /// Its documentation says 413 for a request of too many texts; its code says 422, as for all that it
+    /// finds wrong with what it could read.
+    fn of_tei(&self) -> (StatusCode, &'static str) {
+        match (self.status, self.code) {
+            (StatusCode::TOO_MANY_REQUESTS, _) => (self.status, "Overloaded"),
+            (StatusCode::SERVICE_UNAVAILABLE, _) => (self.status, "Unhealthy"),
+            (_, "forward_failed" | "wrong_kind_of_model") => (StatusCode::FAILED_DEPENDENCY, "Backend"),
+            (_, "empty") => (StatusCode::BAD_REQUEST, "Empty"),
+            (_, "invalid_field" | "missing_field" | "text_too_long" | "too_many_texts") => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "Validation")
+            }
+            (status, _) if status.is_server_error() => (status, "Backend"),
+            (status, _) => (status, "Validation"),
+        }
+    }
+
+    /// The status by which Cohere's clients know it.
+    fn of_cohere(&self) -> StatusCode {
+        if self.code == "too_many_texts" { StatusCode::BAD_REQUEST } else { self.status }
+    }
+
+    /// The status and the message by which Ollama's clients know it.
+    fn of_ollama(&self) -> (StatusCode, Cow<'_, str>) {
+        match self.status {
+            StatusCode::TOO_MANY_REQUESTS => (StatusCode::SERVICE_UNAVAILABLE, (&self.message).into()),
+            // Some look for these words.
+            status if self.code == "text_too_long" => {
+                (status, format!("the input length exceeds the context length: {}", self.message).into())
+            }
+            status => (status, (&self.message).into()),
+        }
     }
 
     fn kind(&self) -> &'static str {
@@ -145,24 +237,73 @@ impl ApiError {
     }
 }
 
-/// Lets the middleware log the code of an error that a handler returned.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ErrorCode(pub(super) &'static str);
-
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let error = Inner {
-            message: &self.message,
-            kind: self.kind(),
-            param: self.param.as_deref(),
-            code: self.code,
+impl ApiError {
+    /// The error as clients of this API know it.
+    pub(super) fn response(self, shape: Shape) -> Response {
+        let mut response = match shape {
+            Shape::OpenAi => {
+                let error = Inner {
+                    message: &self.message,
+                    kind: self.kind(),
+                    param: self.param.as_deref(),
+                    code: self.code,
+                };
+                (self.status, Json(Body { error })).into_response()
+            }
+            Shape::Tei => {
+                let (status, kind) = self.of_tei();
+                (status, Json(TeiBody { error: &self.message, error_type: kind })).into_response()
+            }
+            Shape::Cohere => (self.of_cohere(), Json(CohereBody { message: &self.message })).into_response(),
+            Shape::Ollama => {
+                let (status, message) = self.of_ollama();
+                (status, Json(OllamaBody { error: &message })).into_response()
+            }
+            Shape::Jina => (self.status, Json(JinaBody { detail: &self.message })).into_response(),
         };
-        let mut response = (self.status, Json(Body { error })).into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        response.extensions_mut().insert(ErrorCode(self.code()));
+        // For the log, and to be written in another shape.
+        response.extensions_mut().insert(self);
         response
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        self.response(Shape::OpenAi)
+    }
+}
+
+/// Whose clients an error is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// OpenAI's, and ours.
+    OpenAi,
+    /// text-embeddings-inference's.
+    Tei,
+    /// Cohere's.
+    Cohere,
+    /// Ollama's.
+    Ollama,
+    /// Jina's.
+    Jina,
+}
+
+impl Shape {
+    /// By the pattern of the route.
+    pub(super) fn of(route: &str) -> Self {
+        match route {
+            "/" | "/embed" | "/embed_all" | "/embed_sparse" | "/rerank" | "/predict" | "/similarity"
+            | "/tokenize" | "/decode" | "/info" | "/ping" | "/invocations" => Self::Tei,
+            route if route.starts_with("/models/") => Self::Tei,
+            "/v1/embed" => Self::Cohere,
+            route if route.starts_with("/v2/") => Self::Cohere,
+            route if route.starts_with("/api/") => Self::Ollama,
+            "/v1/rerank" => Self::Jina,
+            _ => Self::OpenAi,
+        }
     }
 }
 
@@ -170,9 +311,7 @@ impl From<models::Error> for ApiError {
     fn from(error: models::Error) -> Self {
         let message = error.to_string();
         match error {
-            models::Error::Unknown { .. } => {
-                Self::new(StatusCode::NOT_FOUND, "model_not_found", message).param("model")
-            }
+            models::Error::Unknown { .. } => Self::model_not_found(message),
             models::Error::Unnamed { .. } => {
                 Self::new(StatusCode::BAD_REQUEST, "missing_field", message).param("model")
             }
@@ -182,6 +321,40 @@ impl From<models::Error> for ApiError {
             models::Error::Failed { .. } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "model_failed", message)
             }
+        }
+    }
+}
+
+impl From<options::Error> for ApiError {
+    fn from(error: options::Error) -> Self {
+        let message = error.to_string();
+        match error {
+            options::Error::UnknownPrompt { .. } => Self::bad_field("prompt_name", message),
+            options::Error::UnknownInputType { .. } => Self::bad_field("input_type", message),
+            options::Error::TwoPrompts { second, .. } => Self::bad_field(second, message),
+            options::Error::Dimensions { .. } => Self::bad_field("dimensions", message),
+            options::Error::NoVectors | options::Error::NoScores | options::Error::NoRanking { .. } => {
+                Self::no_such_kind(message)
+            }
+            options::Error::InputTypeMissing => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "input_type_missing", message).param("input_type")
+            }
+            options::Error::OtherSpace { .. } => Self::other_space(message),
+        }
+    }
+}
+
+impl From<token_ids::Error> for ApiError {
+    fn from(error: token_ids::Error) -> Self {
+        let message = error.to_string();
+        match error {
+            token_ids::Error::NoSuchId { text, place, .. } => {
+                Self::bad_field(&format!("input[{text}][{place}]"), message)
+            }
+            token_ids::Error::NoText { text, .. } | token_ids::Error::NotOfTheModel { text } => {
+                Self::bad_field(&format!("input[{text}]"), message)
+            }
+            token_ids::Error::Embedder(error) => error.into(),
         }
     }
 }
@@ -197,6 +370,9 @@ impl From<embedder::Error> for ApiError {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message)
                     .retry_after(retry_after.as_secs())
             }
+            embedder::Error::Options(error) => error.into(),
+            embedder::Error::TooLong(_) => Self::new(StatusCode::BAD_REQUEST, "text_too_long", message),
+            embedder::Error::NotTold(_) => Self::new(StatusCode::BAD_REQUEST, "invalid_field", message),
             embedder::Error::Tokenize(_) => Self::internal(message),
             embedder::Error::Text { source: worker::Error::Stopping, .. } | embedder::Error::Stopping => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the server is stopping")

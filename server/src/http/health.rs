@@ -16,18 +16,27 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::SharedState;
 use super::error::ApiError;
+use super::refusals::{AnyErrors, OpenAi};
 use crate::models::State as ModelState;
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
-struct Health {
+/// Whether every model can embed.
+#[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub(super) struct Health {
+    /// `healthy`, `loading`, `failed` or `stopping`.
     status: &'static str,
+    /// The models that can embed.
     models: Vec<String>,
+    /// What each model that loads is at.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(required = false)]
     loading: BTreeMap<String, String>,
+    /// Why each model that failed did.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(required = false)]
     failed: BTreeMap<String, String>,
 }
 
@@ -53,21 +62,45 @@ fn judge<'a>(states: impl IntoIterator<Item = (&'a str, ModelState)>, stopping: 
     health
 }
 
-/// `GET /health`: 200 when every model can embed, else 503 with which cannot, and why.
+/// Whether every model can embed; if not, which cannot, and why.
+#[utoipa::path(
+    get,
+    path = "/health",
+    tag = "Operations",
+    responses(
+        AnyErrors<OpenAi>,
+        (status = 200, description = "every model can embed", body = Health),
+        (status = 503, description = "a model loads or failed to, or the server stops", body = Health),
+    ),
+)]
 pub(super) async fn health(State(shared): SharedState) -> Response {
     let health = judge(shared.models.states(), shared.stopping.load(Ordering::Relaxed));
     let status = if health.status == "healthy" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(health)).into_response()
 }
 
-#[derive(Serialize)]
-struct Liveness {
+/// Whether forwards end.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Liveness {
+    /// `alive` or `stuck`.
     status: &'static str,
+    /// Which forward does not end.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
     stuck: Vec<String>,
 }
 
-/// `GET /livez`: 503 when a forward is past its deadline.
+/// Whether no forward has been running for longer than its deadline.
+#[utoipa::path(
+    get,
+    path = "/livez",
+    tag = "Operations",
+    responses(
+        AnyErrors<OpenAi>,
+        (status = 200, description = "no forward is past its deadline", body = Liveness),
+        (status = 503, description = "a forward is past its deadline: only a restart helps", body = Liveness),
+    ),
+)]
 pub(super) async fn livez(State(shared): SharedState) -> Response {
     let stuck = shared.models.stuck(Instant::now(), shared.settings.forward_deadline);
     if stuck.is_empty() {
@@ -77,7 +110,19 @@ pub(super) async fn livez(State(shared): SharedState) -> Response {
     }
 }
 
-/// `GET /metrics`, in the OpenMetrics text format.
+/// The content type of the OpenMetrics text format.
+const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Metrics, in the OpenMetrics text format.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    tag = "Operations",
+    responses(
+        (status = 200, description = "metrics", body = String, content_type = METRICS),
+        AnyErrors<OpenAi>,
+    ),
+)]
 pub(super) async fn metrics(State(shared): SharedState) -> Result<Response, ApiError> {
     for (name, state) in shared.models.states() {
         match state {
@@ -85,12 +130,14 @@ pub(super) async fn metrics(State(shared): SharedState) -> Result<Response, ApiE
             _ => shared.metrics.model(name, false, (0, 0)),
         }
     }
+    if let Some(cache) = &shared.cache {
+        shared.metrics.cache(cache.entries(), cache.bytes());
+    }
     let text = shared
         .metrics
         .encode()
         .map_err(|error| ApiError::internal(format!("metrics cannot be written: {error}")))?;
-    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    Ok(([(header::CONTENT_TYPE, content_type)], text).into_response())
+    Ok(([(header::CONTENT_TYPE, METRICS)], text).into_response())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::header;
+use axum::http::request::Parts;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::time::{Instant, timeout_at};
@@ -15,9 +16,31 @@ use super::error::ApiError;
 /// sends slowly has the time of a whole request, which `observe` bounds.
 const BODY_IDLE: Duration = Duration::from_mins(1);
 
-/// Reads the request's body as JSON into `T`.
-pub(super) async fn read<T: DeserializeOwned>(request: Request, max_bytes: usize) -> Result<T, ApiError> {
+/// Reads the request's body as JSON into `T`; with the request's head.
+pub(super) async fn read<T: DeserializeOwned>(
+    request: Request,
+    max_bytes: usize,
+) -> Result<(Parts, T), ApiError> {
+    let (head, bytes) = bytes(request, max_bytes).await?;
+    Ok((head, parse(&bytes)?))
+}
+
+/// The same, for an API whose clients may leave the content type out, or send any.
+pub(super) async fn read_of_any_type<T: DeserializeOwned>(
+    request: Request,
+    max_bytes: usize,
+) -> Result<(Parts, T), ApiError> {
+    let (head, bytes) = any_bytes(request, max_bytes).await?;
+    Ok((head, parse(&bytes)?))
+}
+
+/// The request's head, and its body, which claims to be JSON.
+pub(super) async fn bytes(request: Request, max_bytes: usize) -> Result<(Parts, Vec<u8>), ApiError> {
     check_content_type(&request)?;
+    any_bytes(request, max_bytes).await
+}
+
+async fn any_bytes(request: Request, max_bytes: usize) -> Result<(Parts, Vec<u8>), ApiError> {
     let announced = request
         .headers()
         .get(header::CONTENT_LENGTH)
@@ -26,8 +49,8 @@ pub(super) async fn read<T: DeserializeOwned>(request: Request, max_bytes: usize
     if announced.is_some_and(|length| length > max_bytes as u64) {
         return Err(ApiError::body_too_large(max_bytes));
     }
-    let bytes = collect(request.into_body(), max_bytes, BODY_IDLE).await?;
-    parse(&bytes)
+    let (head, body) = request.into_parts();
+    Ok((head, collect(body, max_bytes, BODY_IDLE).await?))
 }
 
 fn check_content_type(request: &Request) -> Result<(), ApiError> {
@@ -66,7 +89,8 @@ async fn collect(body: Body, max_bytes: usize, idle: Duration) -> Result<Vec<u8>
     Ok(collected)
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+/// A JSON object as `T`.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let message =
             format!("the request body is not valid UTF-8: byte {} begins no character", error.valid_up_to());

@@ -4,30 +4,66 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::SharedState;
+use super::refusals::{AnyErrors, OpenAi};
 use crate::models::State as ModelState;
+use crate::scores::Kind;
 
-#[derive(Serialize)]
-struct List {
+/// What is served.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Models)]
+pub(super) struct List {
     models: Vec<Model>,
 }
 
-#[derive(Default, Serialize)]
-struct Model {
-    name: String,
-    state: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    #[serde(flatten)]
-    about: Option<About>,
+/// A model and where it is.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ModelState)]
+#[serde(tag = "state", rename_all = "lowercase")]
+enum Model {
+    /// It is being fetched or loaded.
+    Loading {
+        name: String,
+        /// What it is at.
+        reason: String,
+    },
+    /// It could not be fetched or loaded.
+    Failed {
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// It can embed.
+    Ready(Box<Ready>),
 }
 
-#[derive(Serialize)]
-struct About {
+#[derive(Serialize, ToSchema)]
+#[schema(as = ReadyModel)]
+struct Ready {
+    name: String,
+    /// The directory, or the repository with its commit, that it is from.
     source: String,
     architecture: &'static str,
+    /// `embedding`, which makes vectors, or `cross-encoder`, which scores texts and pairs.
+    kind: &'static str,
+    /// Of a cross-encoder: what its scores are of.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    labels: Vec<String>,
+    /// The length of its vectors; how many scores a cross-encoder makes.
     dimensions: usize,
+    /// To which its vectors can be shortened; its own is the last.
+    allowed_dimensions: Vec<usize>,
+    /// Which vectors its own can be compared with.
+    space: String,
+    /// Names of its prompts.
+    prompts: Vec<String>,
+    /// The prompt of texts of which a request says nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    default_prompt: Option<String>,
+    /// The longest text in tokens, special ones included.
     max_tokens: usize,
     pooling: &'static str,
     implementation: String,
@@ -35,30 +71,42 @@ struct About {
     device: &'static str,
 }
 
-/// `GET /models`.
+/// What is served, where it is, and how it is computed.
+#[utoipa::path(
+    get,
+    path = "/models",
+    tag = "Models",
+    operation_id = "list_models",
+    responses((status = 200, description = "every model, in the order of the command line", body = List), AnyErrors<OpenAi>),
+)]
 pub(super) async fn list(State(shared): SharedState) -> Response {
     let describe = |(name, state): (&str, ModelState)| {
         let name = name.to_owned();
         match state {
-            ModelState::Loading { step } => Model { name, state: "loading", reason: Some(step), about: None },
-            ModelState::Failed { why } => Model { name, state: "failed", reason: Some(why), about: None },
+            ModelState::Loading { step } => Model::Loading { name, reason: step },
+            ModelState::Failed { why } => Model::Failed { name, reason: why },
             ModelState::Ready(embedder) => {
                 let about = embedder.about();
-                Model {
+                Model::Ready(Box::new(Ready {
                     name,
-                    state: "ready",
-                    reason: None,
-                    about: Some(About {
-                        source: about.source.clone(),
-                        architecture: about.architecture,
-                        dimensions: about.dimensions,
-                        max_tokens: about.max_tokens,
-                        pooling: about.pooling,
-                        implementation: about.plan.implementation.to_string(),
-                        dtype: about.plan.dtype.to_string(),
-                        device: "cpu",
-                    }),
-                }
+                    source: about.source.clone(),
+                    architecture: about.architecture,
+                    kind: about.kind.name(),
+                    labels: match &about.kind {
+                        Kind::Embedding => Vec::new(),
+                        Kind::CrossEncoder(classifier) => classifier.labels.clone(),
+                    },
+                    dimensions: about.dimensions,
+                    allowed_dimensions: about.offer.dimensions.clone(),
+                    space: about.space().to_string(),
+                    prompts: about.offer.prompts.keys().cloned().collect(),
+                    default_prompt: about.offer.default_prompt.clone(),
+                    max_tokens: about.max_tokens,
+                    pooling: about.pooling,
+                    implementation: about.plan.implementation.to_string(),
+                    dtype: about.plan.dtype.to_string(),
+                    device: "cpu",
+                }))
             }
         }
     };

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderValue, Method};
+use axum::http::{HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tracing::Instrument;
 
-use super::error::{ApiError, ErrorCode};
+use super::error::{ApiError, Shape};
 use super::{REQUEST_ID, Shared};
 
 /// The outermost layer.
@@ -31,12 +31,22 @@ pub(super) async fn observe(State(shared): State<Arc<Shared>>, request: Request,
         Ok(response) => response,
         Err(_) => ApiError::request_timeout(limit.as_secs()).into_response(),
     };
+    let error = response.extensions().get::<ApiError>().cloned();
+    let shape = Shape::of(&path);
+    if let Some(error) = error.clone().filter(|_| shape != Shape::OpenAi) {
+        let (head, _) = response.into_parts();
+        response = error.response(shape);
+        // What layers have added since: CORS, Allow.
+        for (name, value) in head.headers.iter().filter(|(name, _)| *name != header::CONTENT_LENGTH) {
+            response.headers_mut().insert(name, value.clone());
+        }
+    }
     response.headers_mut().insert(REQUEST_ID, id);
 
     let status = response.status();
     let took = begun.elapsed();
     shared.metrics.request(method, &path, status.as_u16(), took);
-    let code = response.extensions().get::<ErrorCode>().map_or("", |code| code.0);
+    let code = error.map_or("", |error| error.code());
     let ms = took.as_secs_f64() * 1e3;
     let _entered = span.enter();
     if matches!(path.as_str(), "/health" | "/livez" | "/metrics") {

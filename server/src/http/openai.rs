@@ -1,221 +1,146 @@
 //! OpenAI's API: `POST /v1/embeddings`, `GET /v1/models`, `GET /v1/models/{id}`.
 //!
 //! Unknown fields are ignored, as there: its clients send some that mean nothing to
-//! an embedding (`user`, for one).
+//! an embedding (`user`, for one). Those of NIM's, Jina's and Voyage's APIs, which have the same
+//! route, are understood (see `request`).
 
-use std::fmt;
+mod input;
+mod request;
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use serde::de::{Error as _, IgnoredAny, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::Serialize;
+use utoipa::ToSchema;
 
+use super::embed::{Call, embed};
 use super::error::ApiError;
-use super::native::{embed, headers};
-use super::{SharedState, json};
+use super::refusals::{AnyErrors, ModelErrors, OpenAi, VectorErrors};
+use super::representation::Written;
+use super::{Shared, SharedState, json};
 use crate::embedder::Embedder;
 use crate::models::State as ModelState;
+use crate::token_ids::{TokenIds, decode_by_model};
+use input::Input;
+pub(super) use request::EmbedRequest;
 
-#[derive(Debug, Deserialize)]
-struct EmbedRequest {
-    input: Input,
-    model: Option<String>,
-    encoding_format: Option<EncodingFormat>,
-    dimensions: Option<u64>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum EncodingFormat {
-    Float,
-    Base64,
-}
-
-// Not derived: serde_json calls anything but a string there a mistake in the JSON.
-impl<'de> Deserialize<'de> for EncodingFormat {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match String::deserialize(deserializer)?.as_str() {
-            "float" => Ok(Self::Float),
-            "base64" => Ok(Self::Base64),
-            other => Err(D::Error::unknown_variant(other, &["float", "base64"])),
-        }
-    }
-}
-
-/// `input`: a string, an array of strings, or token ids in either nesting.
-#[derive(Debug, PartialEq, Eq)]
-enum Input {
-    Texts(Vec<String>),
-    TokenIds,
-}
-
-enum Item {
-    Text(String),
-    TokenIds,
-}
-
-struct ItemVisitor;
-
-impl<'de> Visitor<'de> for ItemVisitor {
-    type Value = Item;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Item, E> {
-        Ok(Item::Text(text.to_owned()))
-    }
-
-    fn visit_string<E>(self, text: String) -> Result<Item, E> {
-        Ok(Item::Text(text))
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Item, E> {
-        Ok(Item::TokenIds)
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Item, E> {
-        Ok(Item::TokenIds)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Item, A::Error> {
-        while items.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Item::TokenIds)
-    }
-}
-
-impl<'de> Deserialize<'de> for Item {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ItemVisitor)
-    }
-}
-
-struct InputVisitor;
-
-impl<'de> Visitor<'de> for InputVisitor {
-    type Value = Input;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string or an array of strings")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Input, E> {
-        Ok(Input::Texts(vec![text.to_owned()]))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Input, A::Error> {
-        let mut texts = Vec::with_capacity(items.size_hint().unwrap_or(0).min(1024));
-        let mut token_ids = false;
-        while let Some(item) = items.next_element()? {
-            match item {
-                Item::Text(text) => texts.push(text),
-                Item::TokenIds => token_ids = true,
-            }
-        }
-        Ok(if token_ids { Input::TokenIds } else { Input::Texts(texts) })
-    }
-}
-
-impl<'de> Deserialize<'de> for Input {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(InputVisitor)
-    }
-}
-
-#[derive(Serialize)]
-struct EmbedResponse<'a> {
+/// A vector for each text.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OpenAiEmbedResponse)]
+pub(super) struct EmbedResponse<'a> {
     object: &'static str,
     data: Vec<Row>,
     model: &'a str,
     usage: Usage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = OpenAiEmbedding)]
 struct Row {
     object: &'static str,
     index: usize,
-    embedding: Encoded,
+    embedding: Written,
 }
 
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Encoded {
-    Float(Vec<f32>),
-    Base64(String),
-}
-
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = OpenAiUsage)]
 struct Usage {
     prompt_tokens: usize,
     total_tokens: usize,
+    /// Ours: how many texts lost something to the model's limit.
+    truncated_inputs: usize,
 }
 
-/// `POST /v1/embeddings`.
+/// A vector for each text, in order.
+///
+/// Fields of NIM's, Jina's and Voyage's APIs, which have the same path, are understood.
+#[utoipa::path(
+    post,
+    path = "/v1/embeddings",
+    tag = "OpenAI",
+    operation_id = "openai_embeddings",
+    request_body(
+        content = EmbedRequest,
+        examples(
+            ("OpenAI" = (value = json!({"input": ["a text", "another"], "model": "all-minilm-l6-v2"}))),
+            ("base64" = (value = json!({"input": "a text", "encoding_format": "base64"}))),
+            ("Jina" = (value = json!({"input": [{"text": "a text"}], "task": "retrieval.query", "embedding_type": "ubinary"}))),
+            ("NIM" = (value = json!({"input": "a text", "input_type": "passage", "truncate": "END"}))),
+            ("Voyage" = (value = json!({"input": "a text", "input_type": "document", "output_dtype": "int8"}))),
+        ),
+    ),
+    responses((status = 200, description = "the vectors", body = EmbedResponse<'_>), VectorErrors<OpenAi>),
+)]
 pub(super) async fn embeddings(State(shared): SharedState, request: Request) -> Result<Response, ApiError> {
-    let body: EmbedRequest = json::read(request, shared.settings.max_body_bytes).await?;
-    let texts = match body.input {
-        Input::Texts(texts) if texts.is_empty() => {
-            return Err(ApiError::bad_field("input", "input is empty: send at least one text"));
-        }
-        Input::Texts(texts) => texts,
-        Input::TokenIds => {
-            return Err(ApiError::bad_field(
-                "input",
-                "input holds token ids, and ids of another model's tokenizer would give a wrong vector: \
-                 send text (langchain-openai: check_embedding_ctx_length=False)",
-            ));
-        }
+    let (head, body) = json::read(request, shared.settings.max_body_bytes).await?;
+    answer(&shared, &head.headers, body).await
+}
+
+pub(super) async fn answer(
+    shared: &Shared,
+    headers: &HeaderMap,
+    body: EmbedRequest,
+) -> Result<Response, ApiError> {
+    let (options, writing) = (body.options()?, body.writing()?);
+    let texts = texts(shared, body.model.as_deref(), body.input).await?;
+    let answer = embed(shared, headers, Call::of_texts(body.model, texts, options)).await?;
+    let headers = answer.headers();
+    let tokens = answer.embedded.tokens();
+    let usage = Usage {
+        prompt_tokens: tokens,
+        total_tokens: tokens,
+        truncated_inputs: answer.embedded.truncated().len(),
     };
-    // Before the work, not after it.
-    let native = shared.models.get(body.model.as_deref())?.1.about().dimensions;
-    if body.dimensions.is_some_and(|wanted| wanted != native as u64) {
-        return Err(ApiError::bad_field(
-            "dimensions",
-            format!("dimensions must be {native}, the model's own: its vectors cannot be shortened"),
-        ));
-    }
-    let (name, embedded, _) = embed(&shared, texts, body.model.as_deref()).await?;
-    let headers = headers(&embedded);
-    let usage = Usage { prompt_tokens: embedded.tokens, total_tokens: embedded.tokens };
-    let data = embedded
-        .vectors
-        .into_iter()
-        .enumerate()
-        .map(|(index, vector)| Row {
-            object: "embedding",
-            index,
-            embedding: match body.encoding_format {
-                None | Some(EncodingFormat::Float) => Encoded::Float(vector),
-                Some(EncodingFormat::Base64) => Encoded::Base64(base64(&vector)),
-            },
-        })
-        .collect();
-    let body = EmbedResponse { object: "list", data, model: name, usage };
+    let rows = answer.embedded.vectors.into_iter().enumerate();
+    let data =
+        rows.map(|(index, vector)| Row { object: "embedding", index, embedding: writing.write(vector) });
+    let body = EmbedResponse { object: "list", data: data.collect(), model: answer.name, usage };
     Ok((headers, Json(body)).into_response())
 }
 
-/// Little-endian f32s in standard base64, as OpenAI's clients decode them.
-fn base64(vector: &[f32]) -> String {
-    let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
-    STANDARD.encode(bytes)
+async fn texts(shared: &Shared, model: Option<&str>, input: Input) -> Result<Vec<String>, ApiError> {
+    match input {
+        Input::Texts(texts) if texts.is_empty() => {
+            Err(ApiError::bad_field("input", "input is empty: send at least one text"))
+        }
+        Input::Texts(texts) => Ok(texts),
+        Input::TokenIds(rows) => match shared.settings.token_ids {
+            TokenIds::Refuse => Err(ApiError::bad_field(
+                "input",
+                "input holds token ids, and ids of another model's tokenizer would give a wrong vector: \
+                 send text (langchain-openai: check_embedding_ctx_length=False), or start the server with \
+                 --openai-token-ids",
+            )),
+            TokenIds::Of(vocabulary) => {
+                // Reading the vocabulary takes a moment, the first time.
+                let texts = tokio::task::spawn_blocking(move || vocabulary.decode(&rows)).await;
+                Ok(texts.map_err(|_| ApiError::internal("token ids could not be decoded"))??)
+            }
+            TokenIds::Model => Ok(decode_by_model(&shared.models.get(model)?.embedder, rows).await?),
+        },
+        Input::Mixed => {
+            Err(ApiError::bad_field("input", "input mixes texts and token ids: send one or the other"))
+        }
+    }
 }
 
-#[derive(Serialize)]
-struct ModelList {
+/// The models that can embed now.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OpenAiModels)]
+pub(super) struct ModelList {
     object: &'static str,
     data: Vec<Model>,
 }
 
-#[derive(Serialize)]
-struct Model {
+/// A model.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OpenAiModel)]
+pub(super) struct Model {
     id: String,
     object: &'static str,
-    // Seconds since 1970. No file says when a model was made; 0 is a time nobody
-    // takes for one.
+    /// 0, which nobody takes for a time: no file says when a model was made.
     created: u64,
     owned_by: String,
 }
@@ -232,7 +157,14 @@ impl Model {
     }
 }
 
-/// `GET /v1/models`: the models that can embed now.
+/// The models that can embed now.
+#[utoipa::path(
+    get,
+    path = "/v1/models",
+    tag = "OpenAI",
+    operation_id = "openai_models",
+    responses((status = 200, description = "the models", body = ModelList), AnyErrors<OpenAi>),
+)]
 pub(super) async fn models(State(shared): SharedState) -> Response {
     let ready = shared.models.states().into_iter().filter_map(|(name, state)| match state {
         ModelState::Ready(embedder) => Some(Model::new(name, &embedder)),
@@ -241,7 +173,15 @@ pub(super) async fn models(State(shared): SharedState) -> Response {
     Json(ModelList { object: "list", data: ready.collect() }).into_response()
 }
 
-/// `GET /v1/models/{id}`; ids may contain slashes.
+/// A model, by a name of it.
+#[utoipa::path(
+    get,
+    path = "/v1/models/{id}",
+    tag = "OpenAI",
+    operation_id = "openai_model",
+    params(("id" = String, Path, description = "the name, which may have slashes", example = "all-minilm-l6-v2")),
+    responses((status = 200, description = "the model", body = Model), ModelErrors<OpenAi>),
+)]
 pub(super) async fn model(
     State(shared): SharedState,
     // axum's own rejection would not be in our shape.
@@ -251,33 +191,6 @@ pub(super) async fn model(
     let Path(id) = id.map_err(|_| {
         ApiError::bad_request("invalid_utf8", "the model's id in the path is not valid UTF-8")
     })?;
-    let (name, embedder) = shared.models.get(Some(&id))?;
-    Ok(Json(Model::new(name, &embedder)).into_response())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn input_takes_every_form_that_openai_documents() {
-        let texts = |texts: &[&str]| Input::Texts(texts.iter().map(|&text| text.to_owned()).collect());
-        for (json, expected) in [
-            (r#""a""#, texts(&["a"])),
-            (r#"["a","b\n"]"#, texts(&["a", "b\n"])),
-            ("[]", texts(&[])),
-            ("[1,2,3]", Input::TokenIds),
-            ("[[1,2],[3]]", Input::TokenIds),
-        ] {
-            assert_eq!(serde_json::from_str::<Input>(json).unwrap(), expected, "{json}");
-        }
-        for json in ["null", "1", "true", "{}", "[null]", "[true]", "[{}]", r#"["a",1.5]"#] {
-            assert!(serde_json::from_str::<Input>(json).is_err(), "{json}");
-        }
-    }
-
-    #[test]
-    fn base64_is_of_little_endian_floats() {
-        assert_eq!(base64(&[1.0, -2.0]), "AACAPwAAAMA=");
-    }
+    let named = shared.models.get(Some(&id))?;
+    Ok(Json(Model::new(named.name, &named.embedder)).into_response())
 }

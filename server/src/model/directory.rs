@@ -12,7 +12,9 @@
 //!
 //! Meanings follow sentence-transformers, whose vectors the server reproduces. A
 //! directory without `modules.json` gets what sentence-transformers gives it: mean
-//! pooling, no normalisation.
+//! pooling, no normalisation; or it is a cross-encoder ([`classifier`]).
+
+mod classifier;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,8 +22,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
 
 use super::pooling::Pooling;
+use crate::scores::{Classifier, Kind};
+use crate::space;
 
 /// Why a directory cannot be served: the file, and what is wrong with it.
 #[derive(Debug, thiserror::Error)]
@@ -122,13 +127,30 @@ impl Encoder {
             Self::Bert(config) => config.hidden_size,
         }
     }
+
+    /// What of the configuration the vectors depend on, besides the tensors and their shapes.
+    fn decides(&self) -> BTreeMap<String, String> {
+        let Self::Bert(config) = self;
+        [
+            ("model_type", "bert".to_owned()),
+            ("hidden_act", config.hidden_act.clone()),
+            ("layer_norm_eps", config.layer_norm_eps.to_string()),
+            ("num_attention_heads", config.num_attention_heads.to_string()),
+            ("num_hidden_layers", config.num_hidden_layers.to_string()),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+    }
 }
 
-/// A linear module after pooling (`sentence_transformers.models.Dense`).
+/// A linear module after pooling (`sentence_transformers.models.Dense`), or one of a classifier's head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dense {
-    /// The module's folder.
+    /// The folder of its weights.
     pub path: PathBuf,
+    /// What its tensors are called there, before `.weight` and `.bias`.
+    pub tensors: &'static str,
     /// Width in.
     pub in_features: i64,
     /// Width out.
@@ -168,14 +190,19 @@ pub struct Directory {
     pub pooling: Pooling,
     /// What follows the pooling.
     pub tail: Vec<Tail>,
+    /// What its numbers are of, where they are no vectors.
+    pub classifier: Option<Classifier>,
     /// The longest input in tokens, special tokens included.
     pub max_tokens: usize,
     /// Whether texts are lowercased before they are tokenised.
     pub do_lower_case: bool,
     /// Prompts by name.
     pub prompts: BTreeMap<String, String>,
-    /// The name of the prompt that every text gets.
+    /// The name of the prompt of texts of which nothing is said.
     pub default_prompt_name: Option<String>,
+    /// Lengths to which the model was trained to have its vectors shortened (Matryoshka), in order;
+    /// its own is the last.
+    pub matryoshka: Vec<usize>,
 }
 
 #[derive(Deserialize)]
@@ -203,6 +230,13 @@ struct SentenceTransformersConfig {
     #[serde(default)]
     prompts: BTreeMap<String, String>,
     default_prompt_name: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+struct MatryoshkaConfig {
+    // As jina-embeddings and others have it.
+    #[serde(default)]
+    matryoshka_dimensions: Vec<usize>,
 }
 
 #[derive(Deserialize)]
@@ -238,20 +272,19 @@ impl Directory {
             json_if_there(&path.join("tokenizer_config.json"))?.unwrap_or_default();
         let prompts: SentenceTransformersConfig =
             json_if_there(&path.join("config_sentence_transformers.json"))?.unwrap_or_default();
-        let (pooling, tail) = read_modules(path, &encoder)?;
+        let classifier = classifier::read(path)?;
+        let (pooling, tail) = match &classifier {
+            Some(classifier) => classifier::modules(classifier, path, encoder.hidden_size()),
+            None => read_modules(path, &encoder)?,
+        };
+        let matryoshka: MatryoshkaConfig = json_if_there(&path.join("config.json"))?.unwrap_or_default();
 
         if let Some(name) = &prompts.default_prompt_name {
             let file = path.join("config_sentence_transformers.json");
-            let Some(prompt) = prompts.prompts.get(name) else {
+            if !prompts.prompts.contains_key(name) {
                 return Err(unsupported(
                     &file,
                     format!("default_prompt_name \"{name}\" is not among its prompts"),
-                ));
-            };
-            if !pooling.include_prompt && !prompt.is_empty() {
-                return Err(unsupported(
-                    &file,
-                    "a default prompt that the pooling must leave out (include_prompt: false) is not supported".into(),
                 ));
             }
         }
@@ -277,11 +310,27 @@ impl Directory {
             encoder,
             pooling,
             tail,
+            classifier,
             max_tokens,
             do_lower_case: sentence_bert.do_lower_case,
             prompts: prompts.prompts,
             default_prompt_name: prompts.default_prompt_name,
-        })
+            matryoshka: Vec::new(),
+        }
+        .with_matryoshka(matryoshka.matryoshka_dimensions))
+    }
+
+    /// The same, with vectors that can be shortened to these lengths; others than shorter ones
+    /// are no news.
+    #[must_use]
+    pub fn with_matryoshka(mut self, mut lengths: Vec<usize>) -> Self {
+        let own = self.dimensions();
+        lengths.retain(|&length| length > 0 && length < own);
+        lengths.push(own);
+        lengths.sort_unstable();
+        lengths.dedup();
+        self.matryoshka = lengths;
+        self
     }
 
     /// The length of the vectors that the model makes.
@@ -293,9 +342,41 @@ impl Directory {
         usize::try_from(width.unwrap_or_else(|| self.encoder.hidden_size())).unwrap_or(0)
     }
 
-    /// The prompt that is put before every text; empty when there is none.
-    pub fn default_prompt(&self) -> &str {
-        self.default_prompt_name.as_ref().and_then(|name| self.prompts.get(name)).map_or("", String::as_str)
+    /// The fingerprint of what decides the space of vectors that are computed with `tensors`, but for
+    /// the prompts.
+    pub fn fingerprint(&self, tensors: Vec<space::Tensor>) -> Result<space::Files, Error> {
+        let path = self.path.join("tokenizer.json");
+        let tokenizer = fs::read(&path).map_err(|source| Error::Read { path, source })?;
+        let mode = self.pooling.name();
+        let pooling = format!("pooling {mode} include_prompt={}", self.pooling.include_prompt);
+        let tail = self.unnormalized_tail().iter().map(|module| match module {
+            Tail::Normalize => "normalize".to_owned(),
+            Tail::Dense(dense) => format!("dense {:?}", dense.activation).to_lowercase(),
+        });
+        let parts = space::Parts {
+            tensors,
+            tokenizer: Sha256::digest(&tokenizer).into(),
+            lowercase: self.do_lower_case,
+            architecture: self.encoder.decides(),
+            modules: std::iter::once(pooling).chain(tail).collect(),
+            max_tokens: self.max_tokens,
+        };
+        Ok(parts.files())
+    }
+
+    /// What its numbers are.
+    pub fn kind(&self) -> Kind {
+        self.classifier.clone().map_or(Kind::Embedding, Kind::CrossEncoder)
+    }
+
+    /// Whether the last of its modules divides vectors by their norm.
+    pub fn normalizes(&self) -> bool {
+        self.tail.last() == Some(&Tail::Normalize)
+    }
+
+    /// The modules after the pooling, but not a normalisation that comes last.
+    pub fn unnormalized_tail(&self) -> &[Tail] {
+        &self.tail[..self.tail.len() - usize::from(self.normalizes())]
     }
 }
 
@@ -319,6 +400,7 @@ fn json_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     serde_json::from_slice(&bytes).map(Some).map_err(|source| Error::Json { path: path.to_owned(), source })
 }
 
+const MODULES: &str = "modules.json";
 const NOT_A_MODEL: &str = "is this the directory of a Hugging Face model?";
 
 fn read_encoder(path: &Path) -> Result<Encoder, Error> {
@@ -375,7 +457,7 @@ fn read_encoder(path: &Path) -> Result<Encoder, Error> {
 }
 
 fn read_modules(root: &Path, encoder: &Encoder) -> Result<(Pooling, Vec<Tail>), Error> {
-    let file = root.join("modules.json");
+    let file = root.join(MODULES);
     let Some(modules) = json_if_there::<Vec<Module>>(&file)? else {
         tracing::warn!(directory = %root.display(), "no modules.json: mean pooling without normalisation, as sentence-transformers does");
         return Ok((Pooling::default(), Vec::new()));
@@ -455,6 +537,7 @@ fn read_dense(folder: &Path, width: i64) -> Result<Dense, Error> {
     }
     Ok(Dense {
         path: folder.to_owned(),
+        tensors: "linear",
         in_features: config.in_features,
         out_features: config.out_features,
         bias: config.bias,

@@ -93,8 +93,14 @@ impl Pooling {
     /// Pools packed token states.
     ///
     /// `states` is `[rows, hidden]`; text *i* owns `lengths[i]` rows, in order, and
-    /// rows after the last text are ignored. Result: `[texts, hidden]`, f32.
-    pub(crate) fn forward(self, states: &Tensor, lengths: &[i64]) -> Result<Tensor, TchError> {
+    /// rows after the last text are ignored. The first `unpooled[i]` of them, fewer than
+    /// all, take no part in a mean or a maximum. Result: `[texts, hidden]`, f32.
+    pub(crate) fn forward(
+        self,
+        states: &Tensor,
+        lengths: &[i64],
+        unpooled: &[i64],
+    ) -> Result<Tensor, TchError> {
         let total: i64 = lengths.iter().sum();
         let ends = lengths.iter().scan(0, |end, length| {
             *end += length;
@@ -113,7 +119,15 @@ impl Pooling {
                 let reduce = if self.mode == Mode::Mean { Reduce::Mean } else { Reduce::Max };
                 // Summed in f32: a bf16 sum of hundreds of tokens loses whole digits.
                 let states = states.f_narrow(0, 0, total)?.f_to_kind(Kind::Float)?;
-                segment_reduce(&states, lengths, reduce)
+                if unpooled.iter().all(|&tokens| tokens == 0) {
+                    return segment_reduce(&states, lengths, reduce);
+                }
+                let texts = || ends.clone().zip(lengths).zip(unpooled);
+                let rows: Vec<i64> =
+                    texts().flat_map(|((end, length), unpooled)| end - length + unpooled..end).collect();
+                let lengths: Vec<i64> = texts().map(|((_, length), unpooled)| length - unpooled).collect();
+                let rows = Tensor::f_from_slice(&rows)?.f_to_device(states.device())?;
+                segment_reduce(&states.f_index_select(0, &rows)?, &lengths, reduce)
             }
         }
     }
@@ -160,7 +174,22 @@ mod tests {
             (Mode::LastToken, [3.0, -2.0, 5.0, 6.0]),
         ];
         for (mode, expected) in table {
-            let pooled = Pooling { mode, include_prompt: true }.forward(&states, &[2, 1]).unwrap();
+            let pooled = Pooling { mode, include_prompt: true }.forward(&states, &[2, 1], &[0, 0]).unwrap();
+            assert_eq!(Vec::<f32>::try_from(pooled.view(-1)).unwrap(), expected, "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn a_prompt_that_is_not_to_be_pooled_is_left_out_of_means_and_maxima() {
+        let states = Tensor::from_slice2(&[[9.0f32, 9.0], [1.0, -10.0], [3.0, -2.0], [5.0, 6.0]]);
+        let table = [
+            (Mode::Mean, [2.0f32, -6.0, 5.0, 6.0]),
+            (Mode::Max, [3.0, -2.0, 5.0, 6.0]),
+            (Mode::Cls, [9.0, 9.0, 5.0, 6.0]),
+            (Mode::LastToken, [3.0, -2.0, 5.0, 6.0]),
+        ];
+        for (mode, expected) in table {
+            let pooled = Pooling { mode, include_prompt: false }.forward(&states, &[3, 1], &[1, 0]).unwrap();
             assert_eq!(Vec::<f32>::try_from(pooled.view(-1)).unwrap(), expected, "{mode:?}");
         }
     }

@@ -4,12 +4,13 @@
 //! It pads every text to the longest of the batch, and computes in f32.
 
 use rust_bert::bert::{BertConfig, BertEmbeddings, BertModel};
-use tch::{Device, Kind, TchError, Tensor, nn};
+use tch::{Device, TchError, Tensor, nn};
 
 use super::directory::Encoder;
-use super::tail::Tail;
+use super::tail::{Tail, values};
 use super::weights::Weights;
 use super::{Directory, Error, Model, TokenBatch};
+use crate::space;
 
 /// rust-bert writes this into every `LayerNorm`, whatever the configuration says.
 const LAYER_NORM_EPS: f64 = 1e-12;
@@ -23,8 +24,8 @@ pub(super) struct Bert {
 }
 
 impl Bert {
-    /// Loads the encoder and its tail for the CPU.
-    pub(super) fn load(directory: &Directory) -> Result<Self, Error> {
+    /// Loads the encoder and its tail for the CPU; with the tensors that were read.
+    pub(super) fn load(directory: &Directory) -> Result<(Self, Vec<space::Tensor>), Error> {
         let Encoder::Bert(config) = &directory.encoder;
         let path = directory.path.join("config.json");
         if (config.layer_norm_eps - LAYER_NORM_EPS).abs() > f64::EPSILON * LAYER_NORM_EPS {
@@ -48,34 +49,45 @@ impl Bert {
             tch::no_grad(|| variable.f_copy_(&tensor))?;
         }
         variables.freeze();
-        Ok(Self { model, variables, config, tail: Tail::load(directory, Device::Cpu)? })
+        let (tail, of_tail) = Tail::load(directory, Device::Cpu)?;
+        let mut read = weights.into_read();
+        read.extend(of_tail);
+        Ok((Self { model, variables, config, tail }, read))
     }
 
-    fn forward(&self, batch: &TokenBatch) -> Result<Tensor, Error> {
+    /// The states of the batch's tokens: `[tokens, hidden]`.
+    fn encode(&self, batch: &TokenBatch) -> Result<Tensor, Error> {
         let lengths = batch.lengths();
         let texts = lengths.len() as i64;
         let longest = lengths.iter().copied().max().unwrap_or(1);
         let mut ids = vec![0i64; (texts * longest) as usize];
         let mut mask = vec![0i64; ids.len()];
+        let mut segments = vec![0i64; ids.len()];
+        let mut own_segments = batch.segments().unwrap_or_default().into_iter();
         let mut rest = batch.ids();
         for (row, &length) in lengths.iter().enumerate() {
             let (own, others) = rest.split_at(length as usize);
             let start = row * longest as usize;
             ids[start..start + own.len()].copy_from_slice(own);
             mask[start..start + own.len()].fill(1);
+            segments[start..]
+                .iter_mut()
+                .zip(own_segments.by_ref().take(own.len()))
+                .for_each(|(at, own)| *at = own);
             rest = others;
         }
         let ids = Tensor::f_from_slice(&ids)?.f_view([texts, longest])?;
         let mask = Tensor::f_from_slice(&mask)?.f_view([texts, longest])?;
+        let segments = Tensor::f_from_slice(&segments)?.f_view([texts, longest])?;
         let states = self
             .model
-            .forward_t(Some(&ids), Some(&mask), None, None, None, None, None, false)
+            .forward_t(Some(&ids), Some(&mask), Some(&segments), None, None, None, None, false)
             .map_err(|error| Error::RustBert(error.to_string()))?
             .hidden_state;
         // Packed again, so that the tail is the same for every implementation.
         let own_rows = mask.f_view([-1i64])?.f_nonzero()?.f_squeeze()?.f_view([-1i64])?;
         let packed = states.f_view([texts * longest, -1])?.f_index_select(0, &own_rows)?;
-        Ok(self.tail.forward(&packed, lengths)?)
+        Ok(packed)
     }
 }
 
@@ -117,10 +129,11 @@ fn published_name(weights: &Weights, name: &str) -> String {
 
 impl Model for Bert {
     fn embed(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error> {
-        let vectors = self.forward(batch)?.f_contiguous()?.f_to_kind(Kind::Float)?;
-        let mut values = vec![0.0; vectors.numel()];
-        vectors.f_copy_data(&mut values, vectors.numel())?;
-        Ok(values)
+        values(&self.tail.forward(&self.encode(batch)?, batch)?)
+    }
+
+    fn states(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error> {
+        values(&self.encode(batch)?)
     }
 
     fn share(&self) -> Result<Box<dyn Model>, Error> {

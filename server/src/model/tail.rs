@@ -1,14 +1,17 @@
-//! What follows the encoder: pooling, dense layers, normalisation.
+//! What follows the encoder: pooling, dense layers, normalisation. A normalisation
+//! that comes last is left to the caller of the model.
 //!
 //! Shared by every implementation, so that they can differ in the encoder alone.
 //! It runs in f32 whatever the encoder's dtype: it is a vanishing part of the
 //! work, and its rounding would go straight into the vectors.
 
-use tch::{Device, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::directory::{self, DenseActivation, Directory};
 use super::pooling::Pooling;
 use super::weights::{self, Weights};
+use super::{Error, TokenBatch};
+use crate::space;
 
 #[derive(Debug)]
 enum Module {
@@ -24,18 +27,29 @@ pub(crate) struct Tail {
 }
 
 impl Tail {
-    /// Loads the dense layers' weights onto `device`.
-    pub(crate) fn load(directory: &Directory, device: Device) -> Result<Self, weights::Error> {
+    /// Loads the dense layers' weights onto `device`; with the tensors that were read.
+    pub(crate) fn load(
+        directory: &Directory,
+        device: Device,
+    ) -> Result<(Self, Vec<space::Tensor>), weights::Error> {
+        let mut read = Vec::new();
         let modules = directory
-            .tail
+            .unnormalized_tail()
             .iter()
-            .map(|module| match module {
+            .enumerate()
+            .map(|(place, module)| match module {
                 directory::Tail::Normalize => Ok(Module::Normalize),
                 directory::Tail::Dense(dense) => {
                     let weights = Weights::open(&dense.path)?;
-                    let weight = weights.get("linear.weight", &[dense.out_features, dense.in_features])?;
-                    let bias =
-                        dense.bias.then(|| weights.get("linear.bias", &[dense.out_features])).transpose()?;
+                    let name = |part: &str| format!("{}.{part}", dense.tensors);
+                    let weight = weights.get(&name("weight"), &[dense.out_features, dense.in_features])?;
+                    let bias = dense.bias.then(|| weights.get(&name("bias"), &[dense.out_features]));
+                    let bias = bias.transpose()?;
+                    // By its place among the modules: two can have tensors of one name.
+                    read.extend(weights.into_read().into_iter().map(|tensor| space::Tensor {
+                        name: format!("module.{place}.{}", tensor.name),
+                        ..tensor
+                    }));
                     Ok(Module::Dense {
                         weight: weight.f_to_device(device)?,
                         bias: bias.map(|bias| bias.f_to_device(device)).transpose()?,
@@ -44,7 +58,7 @@ impl Tail {
                 }
             })
             .collect::<Result<_, weights::Error>>()?;
-        Ok(Self { pooling: directory.pooling, modules })
+        Ok((Self { pooling: directory.pooling, modules }, read))
     }
 
     /// A second handle on the same weights.
@@ -61,8 +75,8 @@ impl Tail {
     }
 
     /// Packed token states `[rows, hidden]` → one vector a text `[texts, dimensions]`, f32.
-    pub(crate) fn forward(&self, states: &Tensor, lengths: &[i64]) -> Result<Tensor, TchError> {
-        let mut vectors = self.pooling.forward(states, lengths)?;
+    pub(crate) fn forward(&self, states: &Tensor, batch: &TokenBatch) -> Result<Tensor, TchError> {
+        let mut vectors = self.pooling.forward(states, batch.lengths(), batch.unpooled())?;
         for module in &self.modules {
             vectors = match module {
                 Module::Normalize => {
@@ -82,4 +96,12 @@ impl Tail {
         }
         Ok(vectors)
     }
+}
+
+/// The values of a tensor on any device, row by row, as f32.
+pub(crate) fn values(tensor: &Tensor) -> Result<Vec<f32>, Error> {
+    let tensor = tensor.f_contiguous()?.f_to_kind(Kind::Float)?;
+    let mut values = vec![0.0; tensor.numel()];
+    tensor.f_copy_data(&mut values, tensor.numel())?;
+    Ok(values)
 }

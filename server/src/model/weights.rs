@@ -5,15 +5,19 @@
 //! piece, so loading needs no second copy of the model in memory. Pickle, which
 //! can execute code, is never read: it is recognised by its first bytes and refused.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::digests::Digests;
+use crate::space;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 use tch::{Kind, TchError, Tensor};
 
 /// Why weights cannot be loaded: the file, and what is wrong with it.
@@ -115,6 +119,15 @@ impl Shard {
         }
         Ok(Self { path: path.to_owned(), file, data_start: 8 + header, metadata })
     }
+
+    fn bytes(&self, info: &TensorInfo) -> Result<Vec<u8>, Error> {
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0; end - start];
+        self.file
+            .read_exact_at(&mut bytes, self.data_start + start as u64)
+            .map_err(|source| Error::Read { path: self.path.clone(), source })?;
+        Ok(bytes)
+    }
 }
 
 /// The tensors of a model or a module, by name.
@@ -125,6 +138,10 @@ pub struct Weights {
     places: BTreeMap<String, usize>,
     /// What precedes the names in the file, as in `bert.embeddings…`.
     prefix: String,
+    /// What is known about the tensors' bytes already.
+    digests: Digests,
+    /// The tensors that were read, by the names that they were asked for with.
+    read: RefCell<Vec<space::Tensor>>,
 }
 
 #[derive(Deserialize)]
@@ -156,7 +173,37 @@ impl Weights {
             .enumerate()
             .flat_map(|(index, shard)| shard.metadata.tensors().into_keys().map(move |name| (name, index)))
             .collect();
-        Ok(Self { shards, places, prefix: String::new() })
+        let digests = Digests::of(folder, &paths);
+        Ok(Self { shards, places, prefix: String::new(), digests, read: RefCell::default() })
+    }
+
+    /// Whether there are weights in a folder.
+    pub(crate) fn are_in(folder: &Path) -> bool {
+        ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| folder.join(name).exists())
+    }
+
+    /// The files that they are in.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        self.shards.iter().map(|shard| shard.path.clone()).collect()
+    }
+
+    /// The tensors that were read, of which the fingerprint of the model's space is made.
+    pub fn into_read(self) -> Vec<space::Tensor> {
+        self.read.into_inner()
+    }
+
+    /// The sha256 of each tensor's bytes, by its name in the file.
+    pub(crate) fn hash_all(&self) -> Result<BTreeMap<String, space::Digest>, Error> {
+        let names: Vec<_> = self.places.iter().collect();
+        let hash = |(name, index): &(&String, &usize)| {
+            let shard = &self.shards[**index];
+            let info = shard.metadata.info(name).ok_or_else(|| Error::Damaged {
+                path: shard.path.clone(),
+                problem: format!("tensor {name} is missing"),
+            })?;
+            Ok(((*name).clone(), Sha256::digest(shard.bytes(info)?).into()))
+        };
+        names.iter().map(hash).collect()
     }
 
     /// Names are looked up under the first of `prefixes` under which `probe`
@@ -192,6 +239,31 @@ impl Weights {
         Ok((shard, info))
     }
 
+    /// The tensor `name`, which may have TensorFlow's name in the file, without its values.
+    pub fn describe(&self, name: &str) -> Result<space::Tensor, Error> {
+        let old =
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+        let in_file = |name: &str| format!("{}{name}", self.prefix);
+        let found = [in_file(name), in_file(&old)].into_iter().find(|name| self.places.contains_key(name));
+        let info = |name: &str| {
+            let shard = self.shards.get(*self.places.get(name)?)?;
+            Some((shard, shard.metadata.info(name)?))
+        };
+        let Some((in_file, (shard, info))) = found.and_then(|name| Some((name.clone(), info(&name)?))) else {
+            return Err(Error::Tensor {
+                path: self.shards.first().map(|shard| shard.path.clone()).unwrap_or_default(),
+                tensor: in_file(name),
+                problem: "is missing".into(),
+            });
+        };
+        let sha256 = match self.digests.get(&in_file) {
+            Some(digest) => digest,
+            None => Sha256::digest(shard.bytes(info)?).into(),
+        };
+        let (dtype, shape) = (format!("{:?}", info.dtype), info.shape.clone());
+        Ok(space::Tensor { name: name.to_owned(), dtype, shape, sha256 })
+    }
+
     /// Whether the tensor `name` is there, with this shape: for those who set aside memory
     /// by the configuration before they read.
     pub fn check(&self, name: &str, shape: &[i64]) -> Result<(), Error> {
@@ -201,7 +273,7 @@ impl Weights {
     /// The tensor `name` of shape `shape`, as f32 on the CPU.
     pub fn get(&self, name: &str, shape: &[i64]) -> Result<Tensor, Error> {
         let (shard, info) = self.find(name, shape)?;
-        let name = format!("{}{name}", self.prefix);
+        let (published, name) = (name, format!("{}{name}", self.prefix));
         let wrong = |problem| Error::Tensor { path: shard.path.clone(), tensor: name.clone(), problem };
         let kind = match info.dtype {
             Dtype::F32 => Kind::Float,
@@ -209,12 +281,16 @@ impl Weights {
             Dtype::BF16 => Kind::BFloat16,
             other => return Err(wrong(format!("has dtype {other:?}; supported: F32, F16, BF16"))),
         };
-        let (start, end) = info.data_offsets;
-        let mut bytes = vec![0; end - start];
-        shard
-            .file
-            .read_exact_at(&mut bytes, shard.data_start + start as u64)
-            .map_err(|source| Error::Read { path: shard.path.clone(), source })?;
+        let bytes = shard.bytes(info)?;
+        self.read.borrow_mut().push(space::Tensor {
+            // TensorFlow's names of the same two.
+            name: published
+                .replace("LayerNorm.gamma", "LayerNorm.weight")
+                .replace("LayerNorm.beta", "LayerNorm.bias"),
+            dtype: format!("{:?}", info.dtype),
+            shape: info.shape.clone(),
+            sha256: self.digests.get(&name).unwrap_or_else(|| Sha256::digest(&bytes).into()),
+        });
         let tensor = Tensor::f_from_data_size(&bytes, shape, kind)?.f_to_kind(Kind::Float)?;
         // NaN and infinity survive the sum; finite weights cannot overflow it in f64.
         if !tensor.f_sum(Kind::Double)?.f_double_value(&[])?.is_finite() {

@@ -19,7 +19,7 @@ use tokio::task::{JoinHandle, JoinSet};
 /// After this a request has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-type Connection = SendRequest<Body>;
+pub(crate) type Connection = SendRequest<Body>;
 
 /// A load until it is ended.
 pub(crate) struct Load {
@@ -218,7 +218,8 @@ async fn exchange(
     Ok((status, body, (!ends).then_some(connection)))
 }
 
-async fn connect(address: SocketAddr) -> Result<Connection, String> {
+/// A connection of one's own.
+pub(crate) async fn connect(address: SocketAddr) -> Result<Connection, String> {
     let stream = TcpStream::connect(address).await.map_err(|error| format!("connecting: {error}"))?;
     let (sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| format!("connecting: {error}"))?;

@@ -2,9 +2,12 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 #![allow(unreachable_pub, reason = "each test binary is its own crate")]
 
+pub mod ask;
+pub mod golden;
 pub mod process;
 pub mod tiny;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +18,13 @@ use embedding_server::metrics::Metrics;
 use embedding_server::model::fake::{Fake, Words};
 use embedding_server::model::{DeviceChoice, Dtype, Implementation, Plan, Preference};
 use embedding_server::models::{Loaded, Models, Settings};
-use embedding_server::tokenize::Pool;
+use embedding_server::options::Offer;
+use embedding_server::scores::{Activation, Classifier, Kind};
+use embedding_server::space::Base;
+use embedding_server::token_ids::TokenIds;
+use embedding_server::tokenize::{Overflow, Pool};
 use embedding_server::worker::Threads;
+use serde_json::Value;
 
 /// The directory of the real all-MiniLM-L6-v2.
 pub fn minilm() -> PathBuf {
@@ -55,7 +63,10 @@ pub fn http_settings() -> http::Settings {
         max_concurrent_requests: 0,
         request_timeout: Duration::from_mins(1),
         forward_deadline: Duration::from_mins(1),
+        cache_bytes: 0,
+        token_ids: TokenIds::Refuse,
         cors_origins: Vec::new(),
+        pages: true,
     }
 }
 
@@ -66,13 +77,68 @@ pub fn loaded(fake: &Fake) -> Loaded {
         tokenizer: Arc::new(Words { max_tokens: 8 }),
         about: About {
             architecture: "fake",
+            kind: Kind::Embedding,
             plan: Plan { implementation: Implementation::Fake, dtype: Dtype::Float32 },
             dimensions: 4,
             max_tokens: 8,
             pooling: "mean",
             source: "org/fake@0000".into(),
+            offer: offer(),
         },
     }
+}
+
+/// A fake cross-encoder with labels of these names, whose pairs are cut at 12 tokens.
+pub fn loaded_scoring(labels: &[&str]) -> Loaded {
+    let Loaded { about, .. } = loaded(&Fake::scoring(labels.len()));
+    let classifier = Classifier {
+        labels: labels.iter().map(|&label| label.to_owned()).collect(),
+        activation: Activation::Sigmoid,
+    };
+    let about = About {
+        kind: Kind::CrossEncoder(classifier),
+        dimensions: labels.len(),
+        max_tokens: 12,
+        offer: Offer { dimensions: vec![labels.len()], prompts: BTreeMap::new(), ..about.offer },
+        ..about
+    };
+    Loaded {
+        model: Box::new(Fake::scoring(labels.len())),
+        tokenizer: Arc::new(Words { max_tokens: 12 }),
+        about,
+    }
+}
+
+/// What requests may ask of it: two prompts, and half of its dimensions.
+pub fn offer() -> Offer {
+    Offer {
+        prompts: [("query", "q: "), ("passage", "p: ")].map(|(name, text)| (name.into(), text.into())).into(),
+        default_prompt: None,
+        include_prompt: true,
+        require_input_type: false,
+        overflow: Overflow::TruncateEnd,
+        dimensions: vec![2, 4],
+        normalizes: false,
+        space: Base::of_test("fake"),
+    }
+}
+
+/// The directory of a small cross-encoder: with `one` label, or with `several`.
+pub fn cross_encoder(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/cross_encoder").join(name)
+}
+
+/// Pairs of texts, and what Python makes of them by these cross-encoders.
+pub fn python() -> Value {
+    let path = cross_encoder("scores.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// A model of that name, with its workers.
+pub fn in_service(name: &str, loaded: Loaded) -> (Arc<Models>, Arc<Metrics>) {
+    let (models, metrics) = (Models::new([name]), Arc::new(Metrics::new()));
+    models.serve(name, loaded, &settings(), &Arc::new(Pool::new(2).unwrap()), &metrics).unwrap();
+    (models, metrics)
 }
 
 /// What a handler sees, with a fake model for each name.

@@ -36,6 +36,8 @@ pub const CONFIG_ANNOTATION: &str = "embeddings.kagent.dev/config";
 /// Set on an `EmbeddingModel`, to any new value: take what this version of the operator
 /// would run.
 pub const UPDATE_ANNOTATION: &str = "embeddings.kagent.dev/update";
+/// Set on an `EmbeddingModel`: the vector space that its users' indexes are of.
+pub const SPACE_ANNOTATION: &str = "embeddings.kagent.dev/space";
 
 /// What `replicas` said while an autoscaler decided; on a Deployment.
 pub const BESIDE_ANNOTATION: &str = "embeddings.kagent.dev/replicas-beside-autoscaling";

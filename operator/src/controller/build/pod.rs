@@ -18,7 +18,7 @@ use super::records::Template;
 use crate::controller::fetched::Here;
 use crate::controller::same;
 use crate::controller::validate::{Download, Files, ValidModel};
-use crate::crd::{Device, Dtype};
+use crate::crd::{Device, Dtype, OnOverflow};
 
 /// Where models are in a container.
 pub(super) const MODELS: &str = "/models";
@@ -71,8 +71,18 @@ pub(super) fn template(model: &ValidModel, here: &Here) -> Template {
         Files::Cached { download, .. } => Some(super::location(download, &here.summary.commit)),
         _ => None,
     };
-    let (summary, fetch) = (here.summary.clone(), here.key.clone());
-    Template { key, pods, startup_seconds: startup, summary, cached_at, fetch }
+    let inference = &model.inference;
+    Template {
+        key,
+        pods,
+        startup_seconds: startup,
+        summary: here.summary.clone(),
+        cached_at,
+        fetch: here.key.clone(),
+        prompts: inference.prompts.clone(),
+        default_prompt: inference.default_prompt.clone(),
+        space_before: None,
+    }
 }
 
 fn startup_seconds(model: &ValidModel, here: &Here) -> i64 {
@@ -266,11 +276,30 @@ fn arguments(model: &ValidModel, here: &Here) -> Vec<String> {
     if let Some(requests) = model.inference.max_concurrent_requests {
         flag("max-concurrent-requests", requests.to_string());
     }
+    for (name, text) in &model.inference.prompts {
+        flag("prompt", verbatim(&format!("{name}={text}")));
+    }
+    if let Some(name) = &model.inference.default_prompt {
+        flag("default-prompt", name.clone());
+    }
+    match model.inference.on_overflow {
+        OnOverflow::Truncate => {}
+        OnOverflow::Error => flag("on-overflow", "error".into()),
+        OnOverflow::ChunkMean => flag("on-overflow", "chunk_mean".into()),
+    }
     flag("shutdown-timeout", SHUTDOWN.to_string());
     flag("log-format", "json".into());
     arguments.push("--offline".into());
+    if model.inference.require_input_type {
+        arguments.push("--require-input-type".into());
+    }
     debug_assert!(model.gpu.is_some() || model.inference.device != Device::Cuda, "validate refuses it");
     arguments
+}
+
+/// Text as an argument in a manifest, where the kubelet would put variables in for `$(NAME)`.
+fn verbatim(text: &str) -> String {
+    text.replace('$', "$$")
 }
 
 fn below(root: &str, path: Option<&str>) -> String {

@@ -2,7 +2,7 @@
 //! and nobody else's business, unlike a status or an annotation.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
@@ -14,6 +14,7 @@ use super::{metadata, names, of_kind, rolled_out};
 use crate::controller::fetched::{State, Summary};
 use crate::controller::object::{Kind, Object};
 use crate::controller::observe::Observed;
+use crate::controller::space;
 use crate::controller::validate::ValidModel;
 
 /// The pods of a model, as they were decided once.
@@ -38,6 +39,27 @@ pub struct Template {
     /// What the fetch was about that brought them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetch: Option<String>,
+    /// The prompts that the pods are given beside those of the files.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub prompts: BTreeMap<String, String>,
+    /// The name of the default prompt that they are given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_prompt: Option<String>,
+    /// The last vector space that was known, and another one, when this was decided upon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub space_before: Option<String>,
+}
+
+impl Template {
+    /// The vector space of the pods, as far as it was known when this was decided upon.
+    pub fn space(&self) -> Option<String> {
+        self.space_with(&self.summary)
+    }
+
+    /// The same, with what was learned of the files meanwhile.
+    pub fn space_with(&self, files: &Summary) -> Option<String> {
+        space::of(files, &self.prompts, self.default_prompt.as_deref())
+    }
 }
 
 /// How many templates that were not rolled out are remembered, besides those that pods are of.

@@ -3,10 +3,11 @@
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::model::directory::{BertConfig, Encoder};
-use crate::model::tail::Tail;
+use crate::model::tail::{Tail, values};
 use crate::model::torch::{Activation, Linear, packed_attention};
 use crate::model::weights::Weights;
 use crate::model::{Directory, Dtype, Error, Model, TokenBatch};
+use crate::space;
 
 /// The row count that the weights' layout is tuned for: about one batch.
 const TUNED_ROWS: i64 = 512;
@@ -115,6 +116,9 @@ pub(in crate::model) struct Bert {
     /// `[positions, hidden]`, f32, with the embedding of segment 0 added: a lone
     /// text is all segment 0.
     positions: Tensor,
+    /// `[2, hidden]`, f32: what segment 1 adds, being in the second row, where a pair's second
+    /// text is; zeros where the model has one segment.
+    second_segment: Tensor,
     embedding_norm: LayerNorm,
     layers: Vec<Layer>,
     tail: Tail,
@@ -124,8 +128,11 @@ pub(in crate::model) struct Bert {
 }
 
 impl Bert {
-    /// Loads the encoder and its tail for the CPU.
-    pub(in crate::model) fn load(directory: &Directory, dtype: Dtype) -> Result<Self, Error> {
+    /// Loads the encoder and its tail for the CPU; with the tensors that were read.
+    pub(in crate::model) fn load(
+        directory: &Directory,
+        dtype: Dtype,
+    ) -> Result<(Self, Vec<space::Tensor>), Error> {
         let Encoder::Bert(config) = &directory.encoder;
         let kind = match dtype {
             Dtype::Float32 => Kind::Float,
@@ -137,15 +144,18 @@ impl Bert {
         let table =
             |name: &str, rows: i64| weights.get(&format!("embeddings.{name}.weight"), &[rows, hidden]);
         let segments = table("token_type_embeddings", config.type_vocab_size)?;
-        Ok(Self {
+        let first = segments.f_get(0)?;
+        let second = segments.f_get((config.type_vocab_size - 1).min(1))?;
+        let (tail, of_tail) = Tail::load(directory, Device::Cpu)?;
+        let model = Self {
             words: table("word_embeddings", config.vocab_size)?,
-            positions: table("position_embeddings", config.max_position_embeddings)?
-                .f_add(&segments.f_get(0)?)?,
+            positions: table("position_embeddings", config.max_position_embeddings)?.f_add(&first)?,
+            second_segment: Tensor::f_stack(&[first.f_zeros_like()?, second.f_sub(&first)?], 0)?,
             embedding_norm: LayerNorm::load(&weights, "embeddings.LayerNorm", config, Kind::Float)?,
             layers: (0..config.num_hidden_layers)
                 .map(|index| Layer::load(&weights, index, config, kind))
                 .collect::<Result<_, _>>()?,
-            tail: Tail::load(directory, Device::Cpu)?,
+            tail,
             heads: config.num_attention_heads,
             activation: match config.hidden_act.as_str() {
                 "relu" => Activation::Relu,
@@ -153,10 +163,14 @@ impl Bert {
                 _ => Activation::Gelu,
             },
             kind,
-        })
+        };
+        let mut read = weights.into_read();
+        read.extend(of_tail);
+        Ok((model, read))
     }
 
-    fn forward(&self, batch: &TokenBatch) -> Result<Tensor, TchError> {
+    /// The states of the batch's tokens, and of a few rows more: `[rows, hidden]`.
+    fn encode(&self, batch: &TokenBatch) -> Result<Tensor, TchError> {
         let lengths = batch.lengths();
         let mut ids = batch.ids().to_vec();
         let mut positions: Vec<i64> = lengths.iter().flat_map(|&length| 0..length).collect();
@@ -168,11 +182,17 @@ impl Bert {
 
         let words = self.words.f_index_select(0, &Tensor::f_from_slice(&ids)?)?;
         let positions = self.positions.f_index_select(0, &Tensor::f_from_slice(&positions)?)?;
-        let mut x = self.embedding_norm.forward(&words.f_add(&positions)?)?.f_to_kind(self.kind)?;
+        let mut embedded = words.f_add(&positions)?;
+        if let Some(mut segments) = batch.segments() {
+            segments.resize(rows, 0);
+            let second = self.second_segment.f_index_select(0, &Tensor::f_from_slice(&segments)?)?;
+            embedded = embedded.f_add(&second)?;
+        }
+        let mut x = self.embedding_norm.forward(&embedded)?.f_to_kind(self.kind)?;
         for layer in &self.layers {
             x = layer.forward(&x, lengths, self.heads, self.activation)?;
         }
-        self.tail.forward(&x, lengths)
+        Ok(x)
     }
 }
 
@@ -184,16 +204,18 @@ fn padded_rows(tokens: usize) -> usize {
 
 impl Model for Bert {
     fn embed(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error> {
-        let vectors = self.forward(batch)?.f_contiguous()?;
-        let mut values = vec![0.0; vectors.numel()];
-        vectors.f_copy_data(&mut values, vectors.numel())?;
-        Ok(values)
+        values(&self.tail.forward(&self.encode(batch)?, batch)?)
+    }
+
+    fn states(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error> {
+        values(&self.encode(batch)?.f_narrow(0, 0, batch.tokens() as i64)?)
     }
 
     fn share(&self) -> Result<Box<dyn Model>, Error> {
         Ok(Box::new(Self {
             words: self.words.shallow_clone(),
             positions: self.positions.shallow_clone(),
+            second_segment: self.second_segment.shallow_clone(),
             embedding_norm: self.embedding_norm.share(),
             layers: self.layers.iter().map(Layer::share).collect(),
             tail: self.tail.share(),

@@ -26,12 +26,17 @@ fn other_summary() -> String {
     SUMMARY.replace(COMMIT, OTHER_COMMIT).replace("e47a7cc1", "ffffffff")
 }
 
-/// A node whose fetches bring other files from `v2` and from the mirror.
+/// A node whose fetches bring other files from `v2` and from the mirror. Those of pods that fetch
+/// for themselves tell, too.
 fn node() -> support::kubelet::Builder {
     FakeNode::builder().script(|pod: &Pod| {
         let arguments = pod.spec.as_ref()?.containers[0].args.as_ref()?.join(" ");
-        let others = arguments.contains("@v2") || arguments.contains("mirror.test");
-        (arguments.starts_with("fetch ") && others).then(|| Play::succeed(&other_summary()))
+        if arguments.starts_with("fetch ") {
+            let others = arguments.contains("@v2") || arguments.contains("mirror.test");
+            return others.then(|| Play::succeed(&other_summary()));
+        }
+        let others = arguments.contains(OTHER_COMMIT);
+        Some(Play::ready().after_init(&if others { other_summary() } else { SUMMARY.to_owned() }))
     })
 }
 
@@ -140,7 +145,7 @@ async fn files_of_another_space_are_refused_and_the_old_ones_are_served_on() {
     assert!(refusal.contains("spaceChangePolicy Refuse: source decides"), "{refusal}");
     // On the mirror the branch stands for another commit.
     let mirror = json!({"spec": {"source": {"huggingFace": {"endpoint": "https://mirror.test"}}}});
-    change(&world.models, "m", mirror).await;
+    change(&world.models, "m", mirror.clone()).await;
     let model = wait_until(&world.models, "m", "SpaceChanged", "True", "SpaceChangeRefused").await;
     let says = message(&model, "SpaceChanged");
     assert!(says.contains(&format!("space {b}; those of {a} are served on")), "{says}");
@@ -159,6 +164,15 @@ async fn files_of_another_space_are_refused_and_the_old_ones_are_served_on() {
     assert!(arguments(&world).await.contains(&format!("org/name@{COMMIT}")));
     assert_eq!((told(&model), changed(&model)), (Some(a.clone()), is_so("True", "SpaceChangeRefused")));
 
+    // Who goes back needs no new fetch, and is done with it.
+    let serving = pods(&world).await;
+    change(&world.models, "m", json!({"spec": {"source": {"huggingFace": {"endpoint": null}}}})).await;
+    wait_until(&world.models, "m", "SpaceChanged", "False", "SpaceUnchanged").await;
+    wait_until_ready(&world.models, "m").await;
+    assert_eq!(pods(&world).await, serving);
+    change(&world.models, "m", mirror).await;
+    wait_until(&world.models, "m", "SpaceChanged", "True", "SpaceChangeRefused").await;
+
     // Prompts that come with them are not what the pods have: the model is not as the spec says.
     let both = json!({"spec": {"spaceChangePolicy": "Allow", "inference": {"prompts": {"query": "q: "}}, "paused": true}});
     change(&world.models, "m", both).await;
@@ -176,6 +190,33 @@ async fn files_of_another_space_are_refused_and_the_old_ones_are_served_on() {
     let model = wait_until_ready(&world.models, "m").await;
     assert_eq!(told(&model), Some(new));
     assert!(arguments(&world).await.contains(OTHER_COMMIT));
+    operator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_pods_told_that_fetched_for_themselves_outlives_them() {
+    let plane = ControlPlane::get().await;
+    let world = World::with(plane, "ephemeral", node()).await;
+    let operator = world.operator(config());
+    let source = |commit: &str| json!({"huggingFace": {"repo": "org/name", "revision": commit}});
+    create(&world.models, "m", json!({"source": source(COMMIT), "cache": {"ephemeral": true}})).await;
+    let (a, b) = (space_of(SUMMARY, &[]), space_of(&other_summary(), &[]));
+    wait_until(&world.models, "m", "SpaceChanged", "False", "SpaceUnchanged").await;
+    let model = wait_until_ready(&world.models, "m").await;
+    assert_eq!(told(&model), Some(a.clone()));
+
+    change(&world.models, "m", json!({"spec": {"replicas": 0}})).await;
+    let model = wait_until(&world.models, "m", "Ready", "False", "ScaledToZero").await;
+    wait_for("no pods", PATIENCE, async || {
+        let left = pods(&world).await;
+        if left.is_empty() { Ok(()) } else { Err(left.join(" ")) }
+    })
+    .await;
+    assert_eq!((told(&model), changed(&model)), (Some(a.clone()), is_so("False", "SpaceUnchanged")));
+    change(&world.models, "m", json!({"spec": {"replicas": 1, "source": source(OTHER_COMMIT)}})).await;
+    let model = wait_until(&world.models, "m", "SpaceChanged", "True", "SpaceChangeAllowed").await;
+    assert_eq!(told(&model), Some(b));
+    assert!(message(&model, "SpaceChanged").contains(&a));
     operator.stop().await;
 }
 

@@ -685,7 +685,10 @@ impl ServeArgs {
             let model = models.iter_mut().find(|model| model.name == name).ok_or_else(|| {
                 bad("alias", text, format!("no model is called \"{name}\"; served: {}", served.join(", ")))
             })?;
-            if alias.is_empty() || !names.insert(alias.to_owned()) {
+            if alias.is_empty() {
+                return Err(bad("alias", text, "write ALIAS=MODEL"));
+            }
+            if !names.insert(alias.to_owned()) {
                 return Err(bad("alias", text, "the name is taken; choose another"));
             }
             model.aliases.push(alias.to_owned());
@@ -958,6 +961,29 @@ mod tests {
             ),
         ] {
             assert_eq!(serve(&arguments).unwrap_err().to_string(), message);
+        }
+    }
+
+    #[test]
+    fn a_model_answers_to_its_repository_and_no_name_leads_to_two() {
+        let aliases = |arguments: &[&str]| -> Vec<Vec<String>> {
+            serve(arguments).unwrap().models.into_iter().map(|model| model.aliases).collect()
+        };
+        assert_eq!(
+            aliases(&["--model", "a=x/y", "--alias", "text-embedding-3-small=a"]),
+            [["text-embedding-3-small", "x/y"]]
+        );
+        // Of two revisions neither has the repository's name.
+        assert_eq!(aliases(&["--model", "a=x/y@v1", "--model", "b=x/y@v2"]), [[""; 0], []]);
+        assert_eq!(aliases(&["--model", "a=x/y", "--model", "x/y=v/w"]), [vec![], vec!["v/w"]]);
+        for (alias, problem) in [
+            ("b=a", "the name is taken; choose another"),
+            ("=a", "write ALIAS=MODEL"),
+            ("c=d", "no model is called \"d\"; served: a, b"),
+            ("c", "write ALIAS=MODEL"),
+        ] {
+            let error = serve(&["--model", "a=/m", "--model", "b=/n", "--alias", alias]).unwrap_err();
+            assert_eq!(error.to_string(), format!("--alias {alias}: {problem}"));
         }
     }
 

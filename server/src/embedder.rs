@@ -371,9 +371,9 @@ impl Embedder {
         match error {
             tokenize::Error::Busy => self.overloaded(),
             error @ tokenize::Error::TooLong { .. } => Error::TooLong(error),
-            error @ (tokenize::Error::TooMuchToTell { .. } | tokenize::Error::NoSuchId { .. }) => {
-                Error::NotTold(error)
-            }
+            error @ (tokenize::Error::TooMuchToTell { .. }
+            | tokenize::Error::TooManyIds { .. }
+            | tokenize::Error::NoSuchId { .. }) => Error::NotTold(error),
             error => Error::Tokenize(error),
         }
     }

@@ -23,8 +23,8 @@ const UNREACHABLE: i32 = 69;
 const REFUSED: i32 = 77;
 /// Kubernetes reads 4096 bytes of a termination message.
 const MAX_FAILURE: usize = 4000;
-/// How many bytes of prompts fit in there beside the rest, whatever has to be escaped of them.
-const MOST_PROMPTS: usize = 1000;
+/// How many bytes of prompts, as JSON, fit in there beside the rest.
+const MOST_PROMPTS: usize = 2000;
 
 /// What was fetched; printed as one line of JSON.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -83,9 +83,9 @@ pub fn run(config: &Fetch) -> anyhow::Result<Summary> {
     })
 }
 
-/// Bytes of all prompts together.
+/// Bytes of all prompts together, as they are written.
 fn size(prompts: &BTreeMap<String, String>) -> usize {
-    prompts.iter().map(|(name, text)| name.len() + text.len()).sum()
+    serde_json::to_string(prompts).map_or(usize::MAX, |json| json.len())
 }
 
 fn bring(config: &Fetch) -> anyhow::Result<Fetched> {

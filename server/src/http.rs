@@ -39,7 +39,7 @@ use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get, post};
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::cache::Cache;
 use crate::metrics::Metrics;
@@ -203,8 +203,9 @@ fn layers(router: Router<Arc<Shared>>, shared: &Arc<Shared>) -> Router<Arc<Share
     let cors = CorsLayer::new()
         .allow_origin(origins)
         .allow_methods([Method::GET, Method::POST])
-        // No wildcard: it does not cover Authorization, which OpenAI's clients send.
-        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, REQUEST_ID, EXPECTED_SPACE])
+        // Clients in browsers send headers of their own (OpenAI's has x-stainless-*), and are stopped by one that
+        // is not allowed. No wildcard: it does not cover Authorization.
+        .allow_headers(AllowHeaders::mirror_request())
         // What is not exposed, a browser's script cannot read.
         .expose_headers([REQUEST_ID, TRUNCATED_INPUTS, SPACE, CACHE, header::RETRY_AFTER])
         .max_age(Duration::from_hours(1));

@@ -298,10 +298,12 @@ impl Models {
             let mut entries = self.entries.iter();
             entries.find(|entry| entry.name == wanted || entry.aliases.iter().any(|alias| alias == wanted))
         };
-        if let Some(entry) = find(name).or_else(|| find(name.strip_suffix(":latest")?)) {
+        // The tag that some clients put behind any name (`e5-query:latest`).
+        let untagged = name.strip_suffix(":latest").unwrap_or(name);
+        if let Some(entry) = find(name).or_else(|| find(untagged)) {
             return Ok(Named { name: &entry.name, suffix: None, embedder: entry.embedder()? });
         }
-        for (base, word) in [name.rsplit_once(':'), name.rsplit_once('-')].into_iter().flatten() {
+        for (base, word) in [untagged.rsplit_once(':'), untagged.rsplit_once('-')].into_iter().flatten() {
             let Some(entry) = find(base) else { continue };
             let embedder = entry.embedder()?;
             if options::is_input_type(word, &embedder.about().offer.prompts) {

@@ -273,7 +273,15 @@ mod tests {
             "e47a7cc12e8074716d46abb5dbdecef488981ffb12023947b7ec00cfa1e2f83f"
         );
         let prompts = BTreeMap::from([("query".to_owned(), "query: ".to_owned())]);
-        let space = parts().files().with_prompts(&prompts, None).space(384, true);
+        let base = parts().files().with_prompts(&prompts, None);
+        let space = base.space(384, true);
         assert_eq!(space.to_string(), "es1-1aa414ab2542e390c88904105941454b");
+
+        let documented = include_str!("../../docs/vector-spaces.md");
+        let base = format!("base {}\ndimensions 384\nnormalized true", hex(&base.0));
+        for text in [parts().lines().join("\n"), format!("files {}", parts().files()), base] {
+            assert!(documented.contains(&text), "{text}");
+        }
+        assert!(documented.contains(&format!("their space is `{space}`")));
     }
 }

@@ -10,6 +10,11 @@ use tiktoken_rs::CoreBPE;
 use crate::embedder::{self, Embedder};
 use crate::tokenize::{self, How, Token};
 
+/// How many ids are decoded before it is looked how much text there is by now.
+const PART: usize = 4096;
+/// How many texts are compared with their tokens at once: told, each token takes about a hundred bytes.
+const COMPARED: usize = 32;
+
 /// Whose ids token ids are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TokenIds {
@@ -55,6 +60,12 @@ pub enum Error {
         /// The first byte that begins no character.
         byte: usize,
     },
+    /// The tokens are of more text than a request may have.
+    #[error("input holds token ids of more than {most} bytes of text, which is the limit: split it")]
+    TooMuchText {
+        /// The limit.
+        most: usize,
+    },
     /// The model's tokenizer does not make these tokens.
     #[error(
         "input[{text}] holds tokens that the model's tokenizer makes of no text: are they of another model's, or \
@@ -84,12 +95,19 @@ impl Vocabulary {
         }
     }
 
-    /// The text of each row of ids.
-    pub fn decode(self, rows: &[Vec<u32>]) -> Result<Vec<String>, Error> {
+    /// The text of each row of ids, of at most so many bytes in all: an id of three digits can be of a hundred bytes.
+    pub fn decode(self, rows: &[Vec<u32>], most: usize) -> Result<Vec<String>, Error> {
         let bpe = self.bpe();
+        let mut room = most;
         let decode = |(text, ids): (usize, &Vec<u32>)| {
-            let bytes =
-                bpe.decode_bytes(ids).map_err(|error| no_such_id(text, ids, error.token, self.name()))?;
+            let mut bytes = Vec::new();
+            for part in ids.chunks(PART) {
+                let decoded = bpe
+                    .decode_bytes(part)
+                    .map_err(|error| no_such_id(text, ids, error.token, self.name()))?;
+                room = room.checked_sub(decoded.len()).ok_or(Error::TooMuchText { most })?;
+                bytes.extend(decoded);
+            }
             String::from_utf8(bytes)
                 .map_err(|error| Error::NoText { text, byte: error.utf8_error().valid_up_to() })
         };
@@ -107,10 +125,21 @@ fn no_such_id(text: usize, ids: &[u32], id: u32, tokenizer: &'static str) -> Err
 /// What is decoded is tokenised again, and has to have the same tokens, with the special ones around
 /// them or without: decoding alone does not tell ids of another tokenizer, or parts of words.
 pub async fn decode_by_model(embedder: &Embedder, rows: Vec<Vec<u32>>) -> Result<Vec<String>, Error> {
-    let texts = embedder.decode(rows.clone(), true).await.map_err(|error| match error {
+    embedder.check_count(rows.len())?;
+    let mut texts = Vec::with_capacity(rows.len());
+    for some in rows.chunks(COMPARED) {
+        texts.extend(decode_some(embedder, some, texts.len()).await?);
+    }
+    Ok(texts)
+}
+
+/// The same of a part of the rows, the first of which is at the place `begin` of the request.
+async fn decode_some(embedder: &Embedder, rows: &[Vec<u32>], begin: usize) -> Result<Vec<String>, Error> {
+    let texts = embedder.decode(rows.to_vec(), true).await.map_err(|error| match error {
         embedder::Error::NotTold(tokenize::Error::NoSuchId { id }) => {
             let text = rows.iter().position(|ids| ids.contains(&id)).unwrap_or(0);
-            no_such_id(text, rows.get(text).map_or(&[], Vec::as_slice), id, "the model's tokenizer")
+            let ids = rows.get(text).map_or(&[][..], Vec::as_slice);
+            no_such_id(begin + text, ids, id, "the model's tokenizer")
         }
         error => error.into(),
     })?;
@@ -121,7 +150,7 @@ pub async fn decode_by_model(embedder: &Embedder, rows: Vec<Vec<u32>>) -> Result
         ids.iter().copied().eq(all()) || ids.iter().copied().eq(of_text())
     };
     match rows.iter().zip(&tokens).position(|pair| !has(pair)) {
-        Some(text) => Err(Error::NotOfTheModel { text }),
+        Some(text) => Err(Error::NotOfTheModel { text: begin + text }),
         None => Ok(texts),
     }
 }
@@ -141,13 +170,18 @@ mod tests {
             (Vocabulary::Cl100kBase, vec![100_257], "<|endoftext|>"),
             (Vocabulary::Cl100kBase, vec![], ""),
         ] {
-            assert_eq!(vocabulary.decode(&[ids]).unwrap(), [text]);
+            assert_eq!(vocabulary.decode(&[ids], text.len()).unwrap(), [text]);
         }
     }
 
     #[test]
     fn what_is_no_id_or_no_text_is_named_by_its_place() {
+        let many = vec![15339; 21];
         for (rows, message) in [
+            (
+                vec![many],
+                "input holds token ids of more than 100 bytes of text, which is the limit: split it",
+            ),
             (vec![vec![15339], vec![1917, 100_256]], "input[1][1] is no token id of cl100k_base"),
             (vec![vec![u32::MAX]], "input[0][0] is no token id of cl100k_base"),
             (
@@ -156,7 +190,7 @@ mod tests {
                  character's tokens are torn apart; send text (langchain-openai: check_embedding_ctx_length=False)",
             ),
         ] {
-            assert_eq!(Vocabulary::Cl100kBase.decode(&rows).unwrap_err().to_string(), message);
+            assert_eq!(Vocabulary::Cl100kBase.decode(&rows, 100).unwrap_err().to_string(), message);
         }
     }
 }

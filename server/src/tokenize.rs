@@ -92,6 +92,14 @@ pub enum Error {
         /// The most characters.
         most: usize,
     },
+    /// There are more tokens than those whose text is told.
+    #[error("{found} token ids; the limit is {most}: split them over several requests")]
+    TooManyIds {
+        /// How many there are.
+        found: usize,
+        /// How many there may be.
+        most: usize,
+    },
     /// No token has this id.
     #[error("token id {id} is not in the model's vocabulary: is it of another model's tokenizer?")]
     NoSuchId {

@@ -8,9 +8,11 @@
 mod support;
 
 use std::io::Write as _;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use sha1::Digest as _;
@@ -107,12 +109,29 @@ fn openai_raises_its_own_errors() {
             "empty input": ["BadRequestError", 400, "invalid_field"],
             "wrong dimensions": ["BadRequestError", 400, "invalid_field"],
             "another space": ["APIStatusError", 412, "other_space"],
-            "too many texts": ["APIStatusError", 413, "too_many_texts"],
+            "too many texts": ["BadRequestError", 400, "too_many_texts"],
+            "wrong type": ["BadRequestError", 400, "invalid_field"],
+            "unknown encoding": ["BadRequestError", 400, "invalid_field"],
+            "plain": null,
+            "too long": null,
         })
     );
-    let busy = server(&["--max-waiting-texts", "1"]);
-    let raised = python(&busy, "openai_errors", &json!({"too_many": 2}));
-    assert_eq!(raised["too many texts"], json!(["APIStatusError", 413, "too_many_texts"]));
+    let strict = server(&["--on-overflow", "error", "--require-input-type"]);
+    let raised = python(&strict, "openai_errors", &json!({"model": format!("{MODEL}:query")}));
+    assert_eq!(raised["too long"], json!(["BadRequestError", 400, "text_too_long"]));
+    let raised = python(&strict, "openai_errors", &json!({}));
+    assert_eq!(raised["plain"], json!(["UnprocessableEntityError", 422, "input_type_missing"]));
+
+    let busy = server(&["--max-concurrent-requests", "1"]);
+    // It has the only place for as long as its body does not end.
+    let mut slow = TcpStream::connect(busy.address).unwrap();
+    let head = "POST /v1/embeddings HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
+    slow.write_all(head.as_bytes()).unwrap();
+    while !busy.get("/metrics").body.contains("embedding_http_requests_in_flight 2") {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let raised = python(&busy, "openai_errors", &json!({}));
+    assert_eq!(raised["plain"], json!(["RateLimitError", 429, "overloaded"]));
 }
 
 #[test]

@@ -100,8 +100,14 @@ async fn embed_takes_a_text_or_several_and_names_the_model_as_it_was_asked_for()
     assert_eq!(query["embeddings"], json!(own(&shared, &["q: a"]).await));
     // No text asks whether the model is there.
     for input in [json!([]), json!(""), Value::Null] {
-        let (_, answer) = post(&shared, "/api/embed", &json!({"model": "e5", "input": input})).await;
+        let (head, answer) = post(&shared, "/api/embed", &json!({"model": "e5", "input": input})).await;
         assert_eq!(timeless(answer), json!({"model": "e5", "embeddings": [], "prompt_eval_count": 0}));
+        assert!(head.headers().contains_key("x-embedding-space"));
+    }
+    for (path, body) in [("/api/embed", json!({"input": []})), ("/api/embeddings", json!({}))] {
+        let ask = Request::post(path).header("x-expect-embedding-space", "es1-0");
+        let (head, _) = send(&shared, ask.body(Body::from(body.to_string())).unwrap()).await;
+        assert_eq!(head.status(), 412, "{path}");
     }
 }
 

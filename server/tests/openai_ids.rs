@@ -104,7 +104,15 @@ async fn ids_that_are_none_or_of_no_text_are_named_by_their_place() {
         assert!(found.starts_with(message), "{input}: {found}");
     }
     let (head, answer) = ask(&shared, json!(vec![[15339]; 101])).await;
-    assert_eq!((head.status().as_u16(), &answer["error"]["code"]), (413, &json!("too_many_texts")));
+    assert_eq!((head.status().as_u16(), &answer["error"]["code"]), (400, &json!("too_many_texts")));
+    // A short request for a long text, which would be refused if it came as a text.
+    let ids = tiktoken_rs::cl100k_base_singleton().encode_ordinary(&" ".repeat(64));
+    let (head, answer) = ask(&shared, json!(ids.repeat((1 << 20) / 64 + 1))).await;
+    assert_eq!(
+        (head.status().as_u16(), &answer["error"]["code"]),
+        (413, &json!("body_too_large")),
+        "{answer}"
+    );
 }
 
 #[tokio::test]

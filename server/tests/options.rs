@@ -67,13 +67,14 @@ async fn a_type_of_input_reaches_the_models_prompt_by_every_way_there_is() {
         json!({"texts": ["who"], "prompt": "q: "}),
         json!({"texts": ["who"], "model": "e5:query"}),
         json!({"texts": ["who"], "model": "e5-query"}),
+        json!({"texts": ["who"], "model": "e5-query:latest"}),
         json!({"texts": ["who"], "model": "org/e5:query"}),
         // It has the prompt already.
         json!({"texts": ["q: who"], "model": "e5:query"}),
     ] {
         assert_eq!(vector(&shared, body.clone()).await, query, "{body}");
     }
-    for model in ["e5", "org/e5", "e5:latest", "e5:exact"] {
+    for model in ["e5", "org/e5", "e5:latest", "e5:exact", "e5:exact:latest"] {
         assert_eq!(vector(&shared, json!({"texts": ["who"], "model": model})).await, plain, "{model}");
     }
     let passage = json!({"input": "who", "model": "e5", "input_type": "passage"});
@@ -177,6 +178,15 @@ async fn a_client_whose_base_url_lacks_v1_gets_openais_shape() {
     assert_eq!((&with, with["object"].as_str()), (&without, Some("list")));
     let (head, _) = post(&shared, "/embeddings", json!({"input": "a", "texts": ["a"]})).await;
     assert_eq!(head.status(), 400);
+    // And OpenAI's status, which is another one than ours.
+    for path in ["/v1/embeddings", "/embeddings"] {
+        let (head, error) = post(&shared, path, json!({"input": vec!["a"; 101]})).await;
+        assert_eq!(
+            (head.status().as_u16(), &error["error"]["code"]),
+            (400, &json!("too_many_texts")),
+            "{path}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use embedding_server::model::digests::{self, FILE};
-use embedding_server::model::{Directory, Dtype, Implementation, Preference, inventory};
+use embedding_server::model::{Directory, Dtype, Implementation, Machine, Preference, inventory};
 use embedding_server::models::{self, Manner};
 use embedding_server::space::Space;
+use embedding_server::tokenize::Overflow;
 use serde_json::json;
 use support::settings;
 use support::tiny::{Stored, Tiny, Written, serialize};
@@ -45,6 +46,21 @@ fn a_model_has_one_space_however_it_is_published_and_computed() {
     assert_eq!(space(&Tiny::new().write()), expected, "of another copy");
     assert_eq!(computed(plain.path(), Implementation::RustBert, &Manner::default()), expected, "rust_bert");
     assert_eq!(told(&plain), expected, "without loading it");
+    let rough = if Machine::detect().can_bf16 { Dtype::BFloat16 } else { Dtype::Float32 };
+    let preference = Preference {
+        implementation: Some(Implementation::Packed),
+        dtype: Some(rough),
+        ..settings().preference
+    };
+    let manner = Manner {
+        overflow: Overflow::ChunkMean,
+        require_input_type: true,
+        matryoshka: vec![8],
+        ..Manner::default()
+    };
+    let directory = Directory::read(plain.path()).unwrap();
+    let rougher = models::load(directory, "another".into(), preference, &manner).unwrap();
+    assert_eq!(rougher.about.space(), expected, "in another number format, with other manners");
 
     let renamed = |rename: &dyn Fn(&str) -> String| {
         let mut tiny = Tiny::new();

@@ -97,7 +97,7 @@ pub fn status(
     };
     if let Some((valid, desired)) = wanted {
         status.endpoint = Some(endpoint(valid));
-        status.model = Some(model_of(desired, &old, model.metadata.generation));
+        status.model = Some(model_of(desired, old.model.as_ref()));
         status.cache = cache(valid, desired, observed);
         status.rollout = Some(desired.rollout.clone());
     }
@@ -150,17 +150,16 @@ pub fn status(
 }
 
 /// What is known about the model. What pods learned that fetch for themselves outlives them; their
-/// vector space, until the spec is changed, because its prompts are part of it.
-fn model_of(desired: &Desired, old: &EmbeddingModelStatus, generation: Option<i64>) -> ModelStatus {
+/// vector space, which prompts are part of, in their record.
+fn model_of(desired: &Desired, old: Option<&ModelStatus>) -> ModelStatus {
     let now = desired.model.clone();
     let same =
         |old: &&ModelStatus| old.source == now.source && old.resolved_revision == now.resolved_revision;
-    let unchanged = old.observed_generation == generation;
-    let old = old.model.as_ref().filter(same).cloned().unwrap_or_default();
+    let old = old.filter(same).cloned().unwrap_or_default();
     ModelStatus {
         architecture: now.architecture.or(old.architecture),
         dimensions: now.dimensions.or(old.dimensions),
-        space: now.space.or(old.space.filter(|_| unchanged)),
+        space: now.space,
         max_tokens: now.max_tokens.or(old.max_tokens),
         bytes: now.bytes.or(old.bytes),
         source: now.source,
@@ -545,6 +544,7 @@ mod tests {
     use crate::config::Config;
     use crate::crd::SpaceChangePolicy;
 
+    const COMMIT: &str = "0123456789012345678901234567890123456789";
     const SUMMARY: &str = r#"{"commit":"0123456789012345678901234567890123456789","bytes":9,"dimensions":384,"normalizes":true,"space_files":"e47a","prompts":{}}"#;
 
     fn now() -> Timestamp {
@@ -861,13 +861,20 @@ mod tests {
         let plain = model(&json!({"spaceChangePolicy": "Refuse"}));
         let there = deployed(&plain, 1);
         let before = applied(&plain, &there, 0);
-        // The API server refuses this change; another endpoint, which it cannot judge, is the same.
         let mut moved = plain.clone();
-        moved.spec.source.hugging_face.as_mut().unwrap().revision = "v2".into();
+        moved.spec.source.hugging_face.as_mut().unwrap().endpoint = Some("https://hub.test/mirror".into());
         let other = SUMMARY.replace("0123", "3210").replace("e47a", "b00b");
         let after = applied(&moved, &fetched_again(&moved, there.clone(), &other), 0);
         assert_eq!((told(&after), &after.model), (told(&before), &before.model));
         assert_eq!(get(&after, "SpaceChanged").reason, "SpaceChangeRefused");
+
+        // What came while it was allowed, and was fetched when it no longer was.
+        let mut revised = plain.clone();
+        revised.spec.source.hugging_face.as_mut().unwrap().revision = "v2".into();
+        let after = applied(&revised, &fetched_again(&revised, there.clone(), &other), 0);
+        assert_eq!(told(&after)[0], "Ready False SpaceChangeRefused");
+        assert_eq!(get(&after, "Available").status, "True");
+        assert_eq!(after.model.as_ref().unwrap().space, before.model.as_ref().unwrap().space);
 
         let same = SUMMARY.replace("0123", "3210");
         let after = applied(&moved, &fetched_again(&moved, there, &same), 1);
@@ -876,20 +883,28 @@ mod tests {
     }
 
     #[test]
-    fn the_space_of_pods_that_fetched_for_themselves_outlives_them_until_the_spec_changes() {
-        let commit = "0".repeat(40);
+    fn the_space_of_pods_that_fetched_for_themselves_outlives_them() {
         let mut plain = model(&json!({
-            "source": {"huggingFace": {"repo": "org/name", "revision": commit}},
+            "source": {"huggingFace": {"repo": "org/name", "revision": COMMIT}},
             "cache": {"ephemeral": true},
         }));
         let space = |status: &EmbeddingModelStatus| status.model.as_ref().unwrap().space.clone();
-        let mut status = applied(&plain, &Observed::default(), 1);
-        assert_eq!(space(&status), None);
-        status.model.as_mut().unwrap().space = Some("es1-a".into());
-        plain.status = Some(status);
-        assert_eq!(space(&applied(&plain, &Observed::default(), 1)), Some("es1-a".to_owned()));
+        let mut seen = made(&plain, Observed::default());
+        assert_eq!(space(&applied(&plain, &seen, 1)), None);
+        let ended = json!({"terminated": {"exitCode": 0, "message": SUMMARY}});
+        let init = json!([{"name": "fetch", "image": "server", "imageID": "", "ready": true, "restartCount": 0, "state": ended}]);
+        let pod = json!({"metadata": {"name": "minilm-1"}, "status": {"initContainerStatuses": init}});
+        seen.pods.push(serde_json::from_value(pod).unwrap());
+        let known = space(&applied(&plain, &seen, 1));
+        assert!(known.is_some());
+        let mut seen = made(&plain, seen);
+        seen.pods.clear();
+        // Also where there is no pod because the spec says so.
         plain.metadata.generation = Some(4);
-        assert_eq!(space(&applied(&plain, &Observed::default(), 1)), None);
+        plain.spec.replicas = 0;
+        assert_eq!(space(&applied(&plain, &seen, 1)), known);
+        plain.spec.inference.default_prompt = Some("query".into());
+        assert_ne!(space(&applied(&plain, &seen, 1)), known);
     }
 
     fn refused() -> Vec<(EmbeddingModelStatus, &'static str)> {

@@ -263,8 +263,14 @@ pub fn validate(model: &EmbeddingModel, observed: &Observed, config: &Config) ->
         startup_timeout_seconds: spec.startup_timeout_seconds,
         paused: spec.paused,
         space_change_policy: spec.space_change_policy,
-        expected_space: model.annotations().get(names::SPACE_ANNOTATION).cloned(),
+        expected_space: expected_space(model),
     })
+}
+
+/// What the annotation says; no more of it than a space can have, because the status repeats it.
+fn expected_space(model: &EmbeddingModel) -> Option<String> {
+    let space = model.annotations().get(names::SPACE_ANNOTATION)?.trim();
+    (!space.is_empty()).then(|| space[..space.floor_char_boundary(MAX_SPACE)].to_owned())
 }
 
 fn reach_of_files(files: &Files) -> Reach {
@@ -333,6 +339,9 @@ fn volumes_are_good(pods: &PodTemplate) -> Result<(), Refusal> {
     }
     Ok(())
 }
+
+/// The longest space that a status can tell.
+const MAX_SPACE: usize = 128;
 
 /// Variables of the server that would give it prompts behind the operator's back: the vector
 /// space that it tells would not be that of the pods.
@@ -758,6 +767,18 @@ mod tests {
             "podTemplate.env: EMBEDDING_DEFAULT_PROMPTS: use inference.defaultPrompt instead"
         );
         assert_eq!(told(&variable("EMBEDDING_ON_OVERFLOW")), None);
+    }
+
+    #[test]
+    fn an_expected_space_is_one_line_of_a_status() {
+        let expected = |says: &str| {
+            let mut model = model(&hub(&json!({})));
+            model.annotations_mut().insert(names::SPACE_ANNOTATION.into(), says.into());
+            validate(&model, &Observed::default(), &Config::for_tests()).unwrap().expected_space
+        };
+        assert_eq!(expected(" es1-a\n").as_deref(), Some("es1-a"));
+        assert_eq!(expected(" "), None);
+        assert_eq!(expected(&"ä".repeat(10_000)), Some("ä".repeat(64)));
     }
 
     #[test]

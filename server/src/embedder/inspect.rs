@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use super::{Embedder, Error};
-use crate::tokenize::{How, Token};
+use crate::tokenize::{self, How, Token};
+
+/// The most tokens whose text is told at once. On the way each takes a hundred bytes and more, fifty times what it
+/// takes in a request.
+const MOST_IDS: usize = 500_000;
 
 impl Embedder {
     /// The tokens of each text, as they would be embedded, but for what is cut then.
@@ -21,6 +25,10 @@ impl Embedder {
     /// The text of each row of tokens.
     pub async fn decode(&self, rows: Vec<Vec<u32>>, skip_special: bool) -> Result<Vec<String>, Error> {
         self.check_count(rows.len())?;
+        let found = rows.iter().map(Vec::len).sum();
+        if found > MOST_IDS {
+            return Err(Error::NotTold(tokenize::Error::TooManyIds { found, most: MOST_IDS }));
+        }
         let texts = self.pool.decode(Arc::clone(&self.tokenizer), rows, skip_special).await;
         texts.map_err(|error| self.of_tokenizer(error))
     }

@@ -211,8 +211,9 @@ impl ApiError {
         }
     }
 
-    /// The status by which Cohere's clients know it.
-    fn of_cohere(&self) -> StatusCode {
+    /// The status by which OpenAI's and Cohere's clients know it: too many texts are a bad request there, for
+    /// which they have an error of their own.
+    fn of_openai_and_cohere(&self) -> StatusCode {
         if self.code == "too_many_texts" { StatusCode::BAD_REQUEST } else { self.status }
     }
 
@@ -241,20 +242,23 @@ impl ApiError {
     /// The error as clients of this API know it.
     pub(super) fn response(self, shape: Shape) -> Response {
         let mut response = match shape {
-            Shape::OpenAi => {
+            Shape::Own | Shape::OpenAi => {
                 let error = Inner {
                     message: &self.message,
                     kind: self.kind(),
                     param: self.param.as_deref(),
                     code: self.code,
                 };
-                (self.status, Json(Body { error })).into_response()
+                let status = if shape == Shape::Own { self.status } else { self.of_openai_and_cohere() };
+                (status, Json(Body { error })).into_response()
             }
             Shape::Tei => {
                 let (status, kind) = self.of_tei();
                 (status, Json(TeiBody { error: &self.message, error_type: kind })).into_response()
             }
-            Shape::Cohere => (self.of_cohere(), Json(CohereBody { message: &self.message })).into_response(),
+            Shape::Cohere => {
+                (self.of_openai_and_cohere(), Json(CohereBody { message: &self.message })).into_response()
+            }
             Shape::Ollama => {
                 let (status, message) = self.of_ollama();
                 (status, Json(OllamaBody { error: &message })).into_response()
@@ -272,14 +276,16 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        self.response(Shape::OpenAi)
+        self.response(Shape::Own)
     }
 }
 
 /// Whose clients an error is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
-    /// OpenAI's, and ours.
+    /// Ours.
+    Own,
+    /// OpenAI's.
     OpenAi,
     /// text-embeddings-inference's.
     Tei,
@@ -302,7 +308,8 @@ impl Shape {
             route if route.starts_with("/v2/") => Self::Cohere,
             route if route.starts_with("/api/") => Self::Ollama,
             "/v1/rerank" => Self::Jina,
-            _ => Self::OpenAi,
+            "/v1/embeddings" | "/v1/models" | "/v1/models/{*id}" => Self::OpenAi,
+            _ => Self::Own,
         }
     }
 }
@@ -353,6 +360,9 @@ impl From<token_ids::Error> for ApiError {
             }
             token_ids::Error::NoText { text, .. } | token_ids::Error::NotOfTheModel { text } => {
                 Self::bad_field(&format!("input[{text}]"), message)
+            }
+            token_ids::Error::TooMuchText { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message).param("input")
             }
             token_ids::Error::Embedder(error) => error.into(),
         }

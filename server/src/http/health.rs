@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 
 use super::SharedState;
 use super::error::ApiError;
-use super::refusals::{AnyErrors, OpenAi};
+use super::refusals::{AnyErrors, Own};
 use crate::models::State as ModelState;
 
 /// Whether every model can embed.
@@ -68,7 +68,7 @@ fn judge<'a>(states: impl IntoIterator<Item = (&'a str, ModelState)>, stopping: 
     path = "/health",
     tag = "Operations",
     responses(
-        AnyErrors<OpenAi>,
+        AnyErrors<Own>,
         (status = 200, description = "every model can embed", body = Health),
         (status = 503, description = "a model loads or failed to, or the server stops", body = Health),
     ),
@@ -96,7 +96,7 @@ pub(super) struct Liveness {
     path = "/livez",
     tag = "Operations",
     responses(
-        AnyErrors<OpenAi>,
+        AnyErrors<Own>,
         (status = 200, description = "no forward is past its deadline", body = Liveness),
         (status = 503, description = "a forward is past its deadline: only a restart helps", body = Liveness),
     ),
@@ -120,7 +120,7 @@ const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-
     tag = "Operations",
     responses(
         (status = 200, description = "metrics", body = String, content_type = METRICS),
-        AnyErrors<OpenAi>,
+        AnyErrors<Own>,
     ),
 )]
 pub(super) async fn metrics(State(shared): SharedState) -> Result<Response, ApiError> {

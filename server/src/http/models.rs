@@ -7,7 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::SharedState;
-use super::refusals::{AnyErrors, OpenAi};
+use super::refusals::{AnyErrors, Own};
 use crate::models::State as ModelState;
 use crate::scores::Kind;
 
@@ -77,7 +77,7 @@ struct Ready {
     path = "/models",
     tag = "Models",
     operation_id = "list_models",
-    responses((status = 200, description = "every model, in the order of the command line", body = List), AnyErrors<OpenAi>),
+    responses((status = 200, description = "every model, in the order of the command line", body = List), AnyErrors<Own>),
 )]
 pub(super) async fn list(State(shared): SharedState) -> Response {
     let describe = |(name, state): (&str, ModelState)| {

@@ -16,8 +16,8 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::embed::{Answer, Call, embed};
-use super::error::ApiError;
-use super::refusals::{OpenAi, QueryErrors, VectorErrors};
+use super::error::{ApiError, Shape};
+use super::refusals::{Own, QueryErrors, VectorErrors};
 use super::{Shared, SharedState, json, openai};
 use crate::options::Options;
 use crate::tokenize::Overflow;
@@ -151,7 +151,7 @@ impl Either {
             ("with input" = (value = json!({"input": "a text", "model": "all-minilm-l6-v2"}))),
         ),
     ),
-    responses((status = 200, description = "the vectors", body = EitherResponse<'_>), VectorErrors<OpenAi>),
+    responses((status = 200, description = "the vectors", body = EitherResponse<'_>), VectorErrors<Own>),
 )]
 pub(super) async fn post_embeddings(
     State(shared): SharedState,
@@ -160,7 +160,10 @@ pub(super) async fn post_embeddings(
     let (head, body) = json::bytes(request, shared.settings.max_body_bytes).await?;
     match Either::parse(&body)? {
         Either::Ours(body) => answer(&shared, &head.headers, body).await,
-        Either::OpenAis(body) => openai::answer(&shared, &head.headers, body).await,
+        // The path is ours, and so would be the status of an error.
+        Either::OpenAis(body) => openai::answer(&shared, &head.headers, body)
+            .await
+            .or_else(|error| Ok(error.response(Shape::OpenAi))),
     }
 }
 
@@ -181,7 +184,7 @@ pub(super) async fn post_embeddings(
         ("dimensions" = Option<u64>, Query, minimum = 1, description = "the length of the vector"),
         ("expected_space" = Option<String>, Query, description = "the space that the vector must be of"),
     ),
-    responses((status = 200, description = "the vector", body = EmbedResponse<'_>), QueryErrors<OpenAi>),
+    responses((status = 200, description = "the vector", body = EmbedResponse<'_>), QueryErrors<Own>),
 )]
 pub(super) async fn get_embeddings(
     State(shared): SharedState,

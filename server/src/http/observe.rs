@@ -33,7 +33,7 @@ pub(super) async fn observe(State(shared): State<Arc<Shared>>, request: Request,
     };
     let error = response.extensions().get::<ApiError>().cloned();
     let shape = Shape::of(&path);
-    if let Some(error) = error.clone().filter(|_| shape != Shape::OpenAi) {
+    if let Some(error) = error.clone().filter(|_| shape != Shape::Own) {
         let (head, _) = response.into_parts();
         response = error.response(shape);
         // What layers have added since: CORS, Allow.

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -19,7 +18,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::embed::{Answer, Call, embed};
+use super::embed::{Call, decide, embed, headers_of};
 use super::error::ApiError;
 use super::refusals::{AnyErrors, BodyErrors, Ollama, VectorErrors};
 use super::truncate::Truncate;
@@ -281,8 +280,8 @@ pub(super) async fn embed_texts(State(shared): SharedState, request: Request) ->
         prompt_eval_count,
     };
     if texts.is_empty() {
-        found.embedder.decide(&options)?;
-        return Ok(Json(response(Vec::new(), 0)).into_response());
+        let (_, _, decided) = decide(&shared, &head.headers, model.as_deref(), options)?;
+        return Ok((headers_of(&[], Some(&decided.space)), Json(response(Vec::new(), 0))).into_response());
     }
     let answer = embed(&shared, &head.headers, Call::of_texts(model, texts, options)).await?;
     let (headers, tokens) = (answer.headers(), answer.embedded.tokens());
@@ -303,22 +302,15 @@ pub(super) async fn embed_prompt(State(shared): SharedState, request: Request) -
         json::read_of_any_type(request, shared.settings.max_body_bytes).await?;
     let model = named(body.model);
     find(&shared, model.as_deref())?;
-    let Some(prompt) = body.prompt.filter(|prompt| !prompt.is_empty()) else {
-        return Ok(Json(EmbeddingsResponse { embedding: Vec::new() }).into_response());
-    };
-    let (headers, mut vectors) = raw(&shared, &head.headers, model, prompt).await?;
-    Ok((headers, Json(EmbeddingsResponse { embedding: vectors.pop().unwrap_or_default() })).into_response())
-}
-
-async fn raw(
-    shared: &Shared,
-    headers: &HeaderMap,
-    model: Option<String>,
-    prompt: String,
-) -> Result<(HeaderMap, Vec<Vec<f32>>), ApiError> {
     let options = Options { normalize: Some(false), ..Options::default() };
-    let answer: Answer<'_> = embed(shared, headers, Call::of_texts(model, vec![prompt], options)).await?;
-    Ok((answer.headers(), answer.embedded.vectors))
+    let Some(prompt) = body.prompt.filter(|prompt| !prompt.is_empty()) else {
+        let (_, _, decided) = decide(&shared, &head.headers, model.as_deref(), options)?;
+        let empty = EmbeddingsResponse { embedding: Vec::new() };
+        return Ok((headers_of(&[], Some(&decided.space)), Json(empty)).into_response());
+    };
+    let answer = embed(&shared, &head.headers, Call::of_texts(model, vec![prompt], options)).await?;
+    let (headers, mut vectors) = (answer.headers(), answer.embedded.vectors);
+    Ok((headers, Json(EmbeddingsResponse { embedding: vectors.pop().unwrap_or_default() })).into_response())
 }
 
 /// Whether it makes vectors, which is all that this API is about here.

@@ -115,7 +115,8 @@ async fn texts(shared: &Shared, model: Option<&str>, input: Input) -> Result<Vec
             )),
             TokenIds::Of(vocabulary) => {
                 // Reading the vocabulary takes a moment, the first time.
-                let texts = tokio::task::spawn_blocking(move || vocabulary.decode(&rows)).await;
+                let most = shared.settings.max_body_bytes;
+                let texts = tokio::task::spawn_blocking(move || vocabulary.decode(&rows, most)).await;
                 Ok(texts.map_err(|_| ApiError::internal("token ids could not be decoded"))??)
             }
             TokenIds::Model => Ok(decode_by_model(&shared.models.get(model)?.embedder, rows).await?),

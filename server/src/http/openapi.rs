@@ -15,7 +15,7 @@ use utoipa::openapi::{Content, PathItem, Ref, RefOr, Required, Response};
 use utoipa::{Modify, OpenApi};
 
 use super::error::{Body, CohereBody, JinaBody, OllamaBody, TeiBody};
-use super::refusals::{AnyErrors, OpenAi};
+use super::refusals::{AnyErrors, Own};
 use super::{cohere, health, models, native, ollama, openai, pages, rerank, tei};
 
 #[derive(OpenApi)]
@@ -187,7 +187,7 @@ pub fn document() -> String {
     path = "/openapi.json",
     tag = "Pages",
     operation_id = "openapi",
-    responses((status = 200, description = "the description", body = Object), AnyErrors<OpenAi>),
+    responses((status = 200, description = "the description", body = Object), AnyErrors<Own>),
 )]
 pub(super) async fn json() -> axum::response::Response {
     static DOCUMENT: LazyLock<String> = LazyLock::new(document);

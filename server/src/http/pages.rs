@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
 use super::error::{ApiError, Body, TeiBody};
-use super::refusals::{AnyErrors, OpenAi, Tei};
+use super::refusals::{AnyErrors, Own, Tei};
 use super::{Shared, SharedState};
 
 const STYLE: &str = include_str!("pages/style.css");
@@ -87,7 +87,7 @@ pub(super) async fn start(State(shared): SharedState, request: Request) -> Resul
     responses(
         (status = 200, description = "the page", body = String, content_type = "text/html"),
         (status = 404, description = "`--no-ui`", body = Body<'_>),
-        AnyErrors<OpenAi>,
+        AnyErrors<Own>,
     ),
 )]
 pub(super) async fn docs(State(shared): SharedState, request: Request) -> Result<Response, ApiError> {

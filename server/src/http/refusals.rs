@@ -2,7 +2,7 @@
 //! API.
 //!
 //! ```text
-//! #[utoipa::path(…, responses((status = 200, …), VectorErrors<OpenAi>))]
+//! #[utoipa::path(…, responses((status = 200, …), VectorErrors<Own>))]
 //! ```
 //!
 //! Each refusal is an error as the code makes it, so that the status, and whether `Retry-After` comes
@@ -42,7 +42,9 @@ macro_rules! apis {
 }
 
 apis! {
-    /// OpenAI's, and our own.
+    /// Our own.
+    Own: Body<'static>;
+    /// OpenAI's.
     OpenAi: Body<'static>;
     /// text-embeddings-inference's.
     Tei: TeiBody<'static>;
@@ -79,7 +81,7 @@ impl<A: Api> IntoResponses for ModelErrors<A> {
 
 impl<A: Api> IntoResponses for BodyErrors<A> {
     fn responses() -> Responses {
-        responses::<A>([any(), model(), body()])
+        responses::<A>([any(), model(), body(), nothing::<A>()])
     }
 }
 
@@ -91,7 +93,7 @@ impl<A: Api> IntoResponses for QueryErrors<A> {
 
 impl<A: Api> IntoResponses for VectorErrors<A> {
     fn responses() -> Responses {
-        responses::<A>([any(), model(), vectors(), body(), texts()])
+        responses::<A>([any(), model(), vectors(), body(), nothing::<A>(), texts()])
     }
 }
 
@@ -130,12 +132,19 @@ fn body() -> Vec<Refusal> {
     vec![
         (ApiError::bad_request("invalid_json", ""), "the body is not JSON"),
         (ApiError::bad_request("unreadable_body", ""), "the connection broke off inside the body"),
-        (ApiError::empty(""), "nothing to be worked on"),
         (ApiError::too_many_requests(0), OVERLOADED),
         (ApiError::body_timeout(0), "nothing of the body arrived for 60 s"),
         (ApiError::body_too_large(0), "the body is larger than `--max-body-bytes`"),
         (ApiError::unsupported_media_type(""), "the content type is not JSON"),
     ]
+}
+
+/// Our own API and OpenAI's call it a wrong field.
+fn nothing<A: Api>() -> Vec<Refusal> {
+    match A::SHAPE {
+        Shape::Own | Shape::OpenAi => Vec::new(),
+        _ => vec![(ApiError::empty(""), "nothing to be worked on")],
+    }
 }
 
 fn vectors() -> Vec<Refusal> {
@@ -162,7 +171,7 @@ fn responses<A: Api>(refusals: impl IntoIterator<Item = Vec<Refusal>>) -> Respon
     let mut statuses: BTreeMap<String, (bool, Vec<String>)> = BTreeMap::new();
     for (error, when) in refusals.into_iter().flatten() {
         let line = match A::SHAPE {
-            Shape::OpenAi => format!("`{}`: {when}", error.code()),
+            Shape::Own | Shape::OpenAi => format!("`{}`: {when}", error.code()),
             _ => when.to_owned(),
         };
         let made = error.response(A::SHAPE);

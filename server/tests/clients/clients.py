@@ -39,6 +39,10 @@ def openai_errors():
 
     client, raised = openai_client(timeout=30), {}
     asks = {
+        "plain": {"model": MODEL, "input": "a"},
+        "too long": {"model": MODEL, "input": "word " * 1000},
+        "wrong type": {"model": MODEL, "input": {"a": 1}},
+        "unknown encoding": {"model": MODEL, "input": "a", "encoding_format": "fp16"},
         "unknown model": {"model": "nobody", "input": "a"},
         "empty input": {"model": MODEL, "input": []},
         "wrong dimensions": {"model": MODEL, "input": "a", "dimensions": 7},

@@ -63,8 +63,15 @@ fn of_files(model: &ValidModel, here: &Here, recorded: Option<Template>, observe
     Decision { template: Some(fresh), is_current: true, ..Decision::default() }
 }
 
-/// The same wish: the pods stay as they are, whatever this version would make of it.
-fn as_it_is(recorded: Template, fresh: &Template) -> Decision {
+/// The same wish: the pods stay as they are, whatever this version would make of it. What was told
+/// of their files only later is recorded, to outlive who told it: pods that fetch for themselves, or
+/// a fetch that was done again.
+fn as_it_is(mut recorded: Template, fresh: &Template) -> Decision {
+    // Another name of the same commit.
+    recorded.revision.clone_from(&fresh.revision);
+    if recorded.space().is_none() && fresh.space().is_some() {
+        recorded.summary.clone_from(&fresh.summary);
+    }
     Decision {
         update_available: recorded.pods != fresh.pods,
         template: Some(recorded),
@@ -74,17 +81,19 @@ fn as_it_is(recorded: Template, fresh: &Template) -> Decision {
 }
 
 /// What the spec says beside the files that are refused is carried out with those that serve; not
-/// where these are not in the cache of its source, or the prompts are what is refused.
+/// where these are not in the cache of its source, or it asks for another revision or other prompts.
 fn with_its_files(model: &ValidModel, recorded: Template) -> Decision {
     let here = Here { key: recorded.fetch.clone(), summary: recorded.summary.clone() };
     let mut again = pod::template(model, &here);
+    let has_the_files = again.cached_at.is_some() && again.cached_at == recorded.cached_at;
+    // Older versions of the operator did not record it.
+    let same_revision = recorded.revision.is_none() || again.revision == recorded.revision;
+    let same_prompts = again.prompts == recorded.prompts && again.default_prompt == recorded.default_prompt;
+    if !has_the_files || !same_revision || !same_prompts {
+        return Decision { template: Some(recorded), ..Decision::default() };
+    }
     if again.key == recorded.key {
         return as_it_is(recorded, &again);
-    }
-    let has_the_files = again.cached_at.is_some() && again.cached_at == recorded.cached_at;
-    let same_prompts = again.prompts == recorded.prompts && again.default_prompt == recorded.default_prompt;
-    if !has_the_files || !same_prompts {
-        return Decision { template: Some(recorded), ..Decision::default() };
     }
     again.space_before = recorded.space_before;
     Decision { template: Some(again), is_current: true, ..Decision::default() }
@@ -241,11 +250,41 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_ends_with_the_files_before_and_with_the_policy() {
+        let refuse = model(&json!({"spaceChangePolicy": REFUSE}), None);
+        let a = first(&json!({}), "a");
+        assert!(decide(&refuse, &here("b", "b"), &serving(&a)).spaces.refused.is_some());
+        let back = decide(&refuse, &here("a", "a"), &serving(&a));
+        assert_eq!((back.template, back.is_current), (Some(a.clone()), true));
+        assert_eq!(back.spaces, Spaces { served: a.space(), ..Spaces::default() });
+        let allowed = decide(&model(&json!({}), None), &here("b", "b"), &serving(&a));
+        let (served, before) = (space_of_files("b"), space_of_files("a"));
+        assert_eq!(allowed.spaces, Spaces { served, before, ..Spaces::default() });
+        assert!(arguments(&allowed.template.unwrap()).contains("org/name@b"));
+    }
+
+    #[test]
+    fn a_record_without_a_space_learns_it_when_the_same_files_are_fetched_again() {
+        let refuse = model(&json!({"spaceChangePolicy": REFUSE}), None);
+        let older = Summary { space_files: None, normalizes: None, prompts: None, ..summary("a", "a") };
+        let older = State::Here(Here { key: Some("fetch-older".into()), summary: older });
+        let old = decide(&refuse, &older, &Observed::default()).template.unwrap();
+        assert_eq!(decide(&refuse, &older, &serving(&old)).spaces, Spaces::default());
+        let known = decide(&refuse, &here("a", "a"), &serving(&old));
+        assert_eq!(known.spaces, Spaces { served: space_of_files("a"), ..Spaces::default() });
+        assert!(known.is_current && !known.update_available);
+        let known = known.template.unwrap();
+        assert_eq!((&known.pods, &known.key, known.space()), (&old.pods, &old.key, space_of_files("a")));
+        assert!(decide(&refuse, &here("b", "b"), &serving(&known)).spaces.refused.is_some());
+    }
+
+    #[test]
     fn a_source_or_prompts_that_are_refused_are_not_carried_out() {
         // What came while it was allowed, and was not there yet when it no longer was.
         let a = first(&json!({}), "a");
         for more in [
             json!({"source": {"huggingFace": {"repo": "org/other"}}}),
+            json!({"source": {"huggingFace": {"repo": "org/name", "revision": "v2"}}}),
             json!({"inference": {"prompts": {"query": "q: "}}}),
             json!({"source": {"huggingFace": {"repo": "org/name", "revision": "0".repeat(40)}}, "cache": {"ephemeral": true}}),
         ] {
@@ -255,6 +294,19 @@ mod tests {
             assert_eq!((decision.template.as_ref(), decision.is_current), (Some(&a), false), "{more}");
             assert!(decision.spaces.refused.is_some());
         }
+        // A revision that stands for the commit that is served is carried out.
+        let refuse = |revision: &str| {
+            let source = json!({"huggingFace": {"repo": "org/name", "revision": revision}});
+            model(&json!({"source": source, "spaceChangePolicy": REFUSE}), None)
+        };
+        let tagged = decide(&refuse("v1"), &here("a", "a"), &serving(&a));
+        assert!(tagged.is_current);
+        let tagged = tagged.template.unwrap();
+        assert_eq!((&tagged.key, tagged.revision.as_deref()), (&a.key, Some("v1")));
+        assert!(decide(&refuse("v1"), &here("b", "b"), &serving(&tagged)).is_current);
+        assert!(!decide(&refuse("main"), &here("b", "b"), &serving(&tagged)).is_current);
+        let older = Template { revision: None, ..a };
+        assert!(decide(&refuse("main"), &here("b", "b"), &serving(&older)).is_current);
     }
 
     #[test]
@@ -297,7 +349,12 @@ mod tests {
         }]});
         let mut seen = serving(&first.template.unwrap());
         seen.pods = observed(&json!({"pods": [{"metadata": {"name": "p"}, "status": status}]})).pods;
-        assert_eq!(decide(&old, &files(&commit), &seen).spaces.served, space_of_files("a"));
+        let known = State::Here(Here { key: None, summary: summary(&commit, "a") });
+        let decision = decide(&old, &known, &seen);
+        assert_eq!(decision.spaces.served, space_of_files("a"));
+        // It outlives them.
+        let nobody = decide(&old, &files(&commit), &serving(&decision.template.unwrap()));
+        assert_eq!(nobody.spaces.served, space_of_files("a"));
         let next = "1".repeat(40);
         let decision = decide(&model(&source(&next), None), &files(&next), &seen);
         assert_eq!(decision.spaces, Spaces { before: space_of_files("a"), ..Spaces::default() });

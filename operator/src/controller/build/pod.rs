@@ -71,6 +71,10 @@ pub(super) fn template(model: &ValidModel, here: &Here) -> Template {
         Files::Cached { download, .. } => Some(super::location(download, &here.summary.commit)),
         _ => None,
     };
+    let revision = match &model.files {
+        Files::Cached { download: Download::Hub { repo, .. }, .. } => Some(repo.revision.clone()),
+        _ => None,
+    };
     let inference = &model.inference;
     Template {
         key,
@@ -79,6 +83,7 @@ pub(super) fn template(model: &ValidModel, here: &Here) -> Template {
         summary: here.summary.clone(),
         cached_at,
         fetch: here.key.clone(),
+        revision,
         prompts: inference.prompts.clone(),
         default_prompt: inference.default_prompt.clone(),
         space_before: None,

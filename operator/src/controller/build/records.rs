@@ -39,6 +39,9 @@ pub struct Template {
     /// What the fetch was about that brought them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetch: Option<String>,
+    /// The branch, tag or commit that the spec asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
     /// The prompts that the pods are given beside those of the files.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub prompts: BTreeMap<String, String>,

@@ -30,6 +30,10 @@ pub(in crate::http) struct EmbedRequest {
     dimensions: Option<u64>,
     /// NIM's and Voyage's.
     input_type: Option<String>,
+    /// Ours: a prompt of the model by its name.
+    prompt_name: Option<String>,
+    /// Ours: the prompt itself.
+    prompt: Option<String>,
     /// NIM's word, and Jina's boolean.
     truncate: Option<Truncate>,
     /// NIM's and Jina's.
@@ -197,7 +201,15 @@ impl EmbedRequest {
             one(("input_type", self.input_type.clone()), ("task", self.task.clone()), |one, other| {
                 is_same_input_type(one, other)
             })?;
-        Ok(Options { input_type, overflow, dimensions, normalize: self.normalized, ..Options::default() })
+        Ok(Options {
+            input_type,
+            prompt_name: self.prompt_name.clone(),
+            prompt: self.prompt.clone(),
+            overflow,
+            dimensions,
+            normalize: self.normalized,
+            ..Options::default()
+        })
     }
 
     /// How the vectors are to be written.
@@ -253,6 +265,7 @@ mod tests {
     #[test]
     fn each_apis_words_come_to_the_same_options() {
         let (query, default) = (Some("query".to_owned()), Options::default);
+        let query_name = query.clone();
         for (json, expected) in [
             ("{}", default()),
             (r#"{"user":"me","dimensions":null,"task":null,"truncate":null}"#, default()),
@@ -265,6 +278,8 @@ mod tests {
                 r#"{"task":"text-matching"}"#,
                 Options { input_type: Some("text-matching".into()), ..default() },
             ),
+            (r#"{"prompt_name":"query"}"#, Options { prompt_name: query_name, ..default() }),
+            (r#"{"prompt":"q: "}"#, Options { prompt: Some("q: ".into()), ..default() }),
             (r#"{"dimensions":2}"#, Options { dimensions: Some(2), ..default() }),
             (r#"{"output_dimension":2}"#, Options { dimensions: Some(2), ..default() }),
             (r#"{"dimensions":2,"output_dimension":2}"#, Options { dimensions: Some(2), ..default() }),

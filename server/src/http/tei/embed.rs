@@ -37,6 +37,7 @@ pub(super) async fn embed(asked: Asked<'_>) -> Result<Response, ApiError> {
     let cut = Cut { truncate: body.truncate, direction: body.truncation_direction };
     let options = Options {
         prompt_name: body.prompt_name,
+        input_type: body.input_type,
         overflow: Some(asked.overflow(cut)?),
         dimensions: body.dimensions,
         normalize: Some(body.normalize.unwrap_or(true)),
@@ -64,8 +65,12 @@ pub(super) async fn embed_all(asked: Asked<'_>) -> Result<Response, ApiError> {
         return Err(ApiError::bad_field("inputs", message));
     }
     let cut = Cut { truncate: body.truncate, direction: body.truncation_direction };
-    let options =
-        Options { prompt_name: body.prompt_name, overflow: Some(asked.overflow(cut)?), ..Options::default() };
+    let options = Options {
+        prompt_name: body.prompt_name,
+        input_type: body.input_type,
+        overflow: Some(asked.overflow(cut)?),
+        ..Options::default()
+    };
     let (name, embedder, options) = find(asked.shared, &asked.headers, asked.model.as_deref(), options)?;
     let decided = embedder.decide_states(&options)?;
     let characters = characters(&texts);
@@ -100,6 +105,7 @@ pub(super) async fn similarity(asked: Asked<'_>) -> Result<Response, ApiError> {
     let cut = Cut { truncate: parameters.truncate, direction: parameters.truncation_direction };
     let options = Options {
         prompt_name: parameters.prompt_name,
+        input_type: parameters.input_type,
         overflow: Some(asked.overflow(cut)?),
         ..Options::default()
     };

@@ -28,7 +28,12 @@ pub(super) async fn tokenize(asked: Asked<'_>) -> Result<Response, ApiError> {
         return Err(ApiError::bad_field("inputs", message));
     }
     let named = asked.shared.models.get(asked.model.as_deref())?;
-    let options = Options { prompt_name: body.prompt_name, suffix: named.suffix, ..Options::default() };
+    let options = Options {
+        prompt_name: body.prompt_name,
+        input_type: body.input_type,
+        suffix: named.suffix,
+        ..Options::default()
+    };
     let how = named.embedder.about().offer.decide(&options)?.how;
     let special = body.add_special_tokens.unwrap_or(true);
     let told = named.embedder.tokens(texts, how, special).await?;

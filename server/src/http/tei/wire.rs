@@ -97,6 +97,8 @@ pub(super) struct EmbedRequest {
     pub(super) truncation_direction: Option<Direction>,
     /// The name of a prompt of the model; otherwise its default one, if it has one.
     pub(super) prompt_name: Option<String>,
+    /// Ours: what the texts are (`query`, `document`, …), which chooses the prompt.
+    pub(super) input_type: Option<String>,
     /// Whether vectors are divided by their norm; they are unless it is said.
     #[schema(default = true)]
     pub(super) normalize: Option<bool>,
@@ -114,6 +116,8 @@ pub(super) struct EmbedAllRequest {
     pub(super) truncation_direction: Option<Direction>,
     /// The name of a prompt of the model; otherwise its default one, if it has one.
     pub(super) prompt_name: Option<String>,
+    /// Ours: what the texts are (`query`, `document`, …), which chooses the prompt.
+    pub(super) input_type: Option<String>,
 }
 
 /// A text, and others that it is compared with.
@@ -139,6 +143,8 @@ pub(super) struct SimilarityParameters {
     pub(super) truncation_direction: Option<Direction>,
     /// The name of a prompt of the model; otherwise its default one, if it has one.
     pub(super) prompt_name: Option<String>,
+    /// Ours: what the texts are (`query`, `document`, …), which chooses the prompt.
+    pub(super) input_type: Option<String>,
 }
 
 /// A query and texts.
@@ -220,6 +226,8 @@ pub(super) struct TokenizeRequest {
     pub(super) add_special_tokens: Option<bool>,
     /// The name of a prompt of the model; otherwise its default one, if it has one.
     pub(super) prompt_name: Option<String>,
+    /// Ours: what the texts are (`query`, `document`, …), which chooses the prompt.
+    pub(super) input_type: Option<String>,
 }
 
 /// A token of a text.

@@ -6,12 +6,13 @@
 //! bytes, is read here, under the same limit.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{ConnectInfo, Request};
 use axum::http::HeaderValue;
 use axum::http::header::CONNECTION;
 use hyper::body::Incoming;
@@ -65,11 +66,11 @@ pub async fn serve(
     let graceful = GracefulShutdown::new();
     let (leaving, closing) = (CancellationToken::new(), CancellationToken::new());
     let places = Arc::new(Semaphore::new(settings.max_connections));
-    let begin = |(place, stream): (OwnedSemaphorePermit, TcpStream)| {
+    let begin = |(place, stream, peer): (OwnedSemaphorePermit, TcpStream, SocketAddr)| {
         // Answers are small and complete: waiting to fill a packet only delays them.
         drop(stream.set_nodelay(true));
         let open = metrics.begin_connection();
-        let (builder, service) = (builder.clone(), service(router.clone(), leaving.clone()));
+        let (builder, service) = (builder.clone(), service(router.clone(), peer, leaving.clone()));
         let (watcher, closing) = (graceful.watcher(), closing.clone());
         tokio::spawn(async move {
             let first = tokio::select! {
@@ -123,12 +124,15 @@ pub async fn serve(
     tokio::time::timeout_at(end, graceful.shutdown()).await.is_ok()
 }
 
-/// The next connection, and its place among those that may be open.
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (OwnedSemaphorePermit, TcpStream) {
+/// The next connection, its place among those that may be open, and who is at its other end.
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> (OwnedSemaphorePermit, TcpStream, SocketAddr) {
     loop {
         let place = Arc::clone(places).acquire_owned().await;
         match (place, listener.accept().await) {
-            (Ok(place), Ok((stream, _))) => return (place, stream),
+            (Ok(place), Ok((stream, peer))) => return (place, stream, peer),
             (_, accepted) => pause_after(accepted.err()).await,
         }
     }
@@ -161,6 +165,7 @@ async fn first_bytes(mut stream: TcpStream) -> std::io::Result<Option<(Version, 
 
 fn service(
     router: Router,
+    peer: SocketAddr,
     leaving: CancellationToken,
 ) -> impl hyper::service::Service<
     Request<Incoming>,
@@ -172,7 +177,10 @@ fn service(
         let (router, leaving) = (router.clone(), leaving.clone());
         let has_one_request_at_a_time = request.version() <= http::Version::HTTP_11;
         async move {
-            let mut response = router.oneshot(request.map(Body::new)).await?;
+            let mut request = request.map(Body::new);
+            // The requests of a model are shared by whom they are of.
+            request.extensions_mut().insert(ConnectInfo(peer));
+            let mut response = router.oneshot(request).await?;
             if has_one_request_at_a_time && leaving.is_cancelled() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }

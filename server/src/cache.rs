@@ -22,7 +22,7 @@ use quick_cache::sync::{Cache as Store, GuardResult, PlaceholderGuard};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use sha2::{Digest as _, Sha256};
 
-use crate::embedder::{Embedded, Embedder, Error, Text};
+use crate::embedder::{Caller, Embedded, Embedder, Error, Text};
 use crate::options::Decided;
 use crate::tokenize::{self, Input, Overflow};
 
@@ -180,6 +180,7 @@ impl Cache {
         embedder: &Embedder,
         inputs: Vec<Input>,
         decided: &Decided,
+        caller: Caller,
     ) -> Result<Found, Error> {
         // Before anything is looked up, so that what a request may have does not depend on that.
         embedder.check_count(inputs.len())?;
@@ -187,17 +188,23 @@ impl Cache {
         let texts = match texts {
             Ok(texts) => texts,
             Err(inputs) => {
-                let made = embedder.embed(inputs, decided).await?;
+                let made = embedder.embed(inputs, decided, caller).await?;
                 return Ok(Found { computed: made.texts.clone(), embedded: made, hits: 0 });
             }
         };
         let (mut wanted, of) = distinct(texts, decided);
-        self.fill(embedder, decided, &mut wanted).await?;
+        self.fill(embedder, decided, caller, &mut wanted).await?;
         Ok(found(&wanted, &of))
     }
 
     /// Finds, makes or waits for each entry.
-    async fn fill(&self, embedder: &Embedder, decided: &Decided, wanted: &mut [Wanted]) -> Result<(), Error> {
+    async fn fill(
+        &self,
+        embedder: &Embedder,
+        decided: &Decided,
+        caller: Caller,
+        wanted: &mut [Wanted],
+    ) -> Result<(), Error> {
         let mut missing: Vec<usize> = (0..wanted.len()).collect();
         let mut ours: Vec<(usize, Guard<'_>)> = Vec::new();
         loop {
@@ -210,7 +217,7 @@ impl Cache {
                 }
             }
             if !ours.is_empty() {
-                compute(embedder, decided, wanted, std::mem::take(&mut ours)).await?;
+                compute(embedder, decided, caller, wanted, std::mem::take(&mut ours)).await?;
             }
             // We hold no guard while we wait.
             let mut theirs = theirs.into_iter();
@@ -237,6 +244,7 @@ impl Cache {
 async fn compute(
     embedder: &Embedder,
     decided: &Decided,
+    caller: Caller,
     wanted: &mut [Wanted],
     ours: Vec<(usize, Guard<'_>)>,
 ) -> Result<(), Error> {
@@ -255,7 +263,7 @@ async fn compute(
         wanted[index].entry = Some(entry);
         wanted[index].computed = true;
     };
-    embedder.embed_each(inputs, decided, keep).await.map_err(|error| of_request(error, &places))
+    embedder.embed_each(inputs, decided, caller, keep).await.map_err(|error| of_request(error, &places))
 }
 
 /// The texts, if all inputs are.

@@ -305,7 +305,8 @@ pub struct ServeArgs {
     #[arg(long, env = "EMBEDDING_MAX_TEXTS", default_value_t = 10_000, help_heading = "Limits",
           value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     max_texts: u32,
-    /// The most texts of all requests under way, for each model; what is over it is refused with 429.
+    /// The most texts of all requests under way, for each model; what is over it is refused with 429. An eighth of them
+    /// is not for bulk.
     #[arg(long, env = "EMBEDDING_MAX_WAITING_TEXTS", default_value_t = 20_000, help_heading = "Limits",
           value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
     max_waiting_texts: u32,

@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::batcher::{Client, Lane};
 use crate::model::{Implementation, Plan};
 use crate::options::{self, Decided, Offer, Options};
 use crate::scores::Kind;
@@ -145,6 +146,29 @@ pub struct Limits {
     pub max_waiting_texts: usize,
 }
 
+impl Limits {
+    /// What of [`Limits::max_waiting_texts`] is for interactive requests: an eighth. Bulk fills what it may, and
+    /// would have everybody's questions refused.
+    const fn kept_from_bulk(&self) -> usize {
+        self.max_waiting_texts / 8
+    }
+}
+
+/// Who asks, and how urgently.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// Who.
+    pub client: Client,
+    /// The lane that was asked for; otherwise it goes by how many texts there are.
+    pub lane: Option<Lane>,
+}
+
+impl Caller {
+    fn lane(&self, texts: usize) -> Lane {
+        self.lane.unwrap_or(Lane::of(texts))
+    }
+}
+
 /// How fast the workers are, as a moving average.
 #[derive(Debug, Default)]
 pub struct Rate {
@@ -189,6 +213,8 @@ pub struct Embedder {
     queue: Arc<Queue>,
     limits: Limits,
     places: Semaphore,
+    /// Of those, what bulk may have.
+    places_of_bulk: Semaphore,
     rate: Arc<Rate>,
     workers: usize,
 }
@@ -241,8 +267,10 @@ impl Embedder {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
         let Parts { about, tokenizer, pool, queue, limits, rate, workers } = parts;
-        let places = Semaphore::new(limits.max_waiting_texts.min(Semaphore::MAX_PERMITS));
-        Self { about, tokenizer, pool, queue, limits, places, rate, workers }
+        let places = |most: usize| Semaphore::new(most.min(Semaphore::MAX_PERMITS));
+        let places_of_bulk = places(limits.max_waiting_texts - limits.kept_from_bulk());
+        let places = places(limits.max_waiting_texts);
+        Self { about, tokenizer, pool, queue, limits, places, places_of_bulk, rate, workers }
     }
 
     /// The model's description.
@@ -253,6 +281,11 @@ impl Embedder {
     /// (texts, tokens) in line before the workers.
     pub fn waiting(&self) -> (usize, usize) {
         self.queue.waiting()
+    }
+
+    /// The same in each of [`Lane::ALL`].
+    pub fn waiting_by_lane(&self) -> [(usize, usize); 2] {
+        self.queue.waiting_by_lane()
     }
 
     /// Takes no new texts; what is in line is still embedded.
@@ -281,17 +314,22 @@ impl Embedder {
     /// The vectors of texts of which nothing is said.
     pub async fn embed_texts(&self, texts: Vec<String>) -> Result<Embedded, Error> {
         let decided = self.decide(&Options::default())?;
-        self.embed(texts.into_iter().map(Input::Text).collect(), &decided).await
+        self.embed(texts.into_iter().map(Input::Text).collect(), &decided, Caller::default()).await
     }
 
     /// The vectors of `inputs`, in order, as was decided; all of them or an error.
-    pub async fn embed(&self, inputs: Vec<Input>, decided: &Decided) -> Result<Embedded, Error> {
+    pub async fn embed(
+        &self,
+        inputs: Vec<Input>,
+        decided: &Decided,
+        caller: Caller,
+    ) -> Result<Embedded, Error> {
         let (mut vectors, mut texts) = (Vec::with_capacity(inputs.len()), Vec::with_capacity(inputs.len()));
         let each = |text, vector| {
             texts.push(text);
             vectors.push(vector);
         };
-        self.embed_each(inputs, decided, each).await?;
+        self.embed_each(inputs, decided, caller, each).await?;
         Ok(Embedded { vectors, texts })
     }
 
@@ -300,10 +338,11 @@ impl Embedder {
         &self,
         inputs: Vec<Input>,
         decided: &Decided,
+        caller: Caller,
         mut each: impl FnMut(Text, Vec<f32>) + Send,
     ) -> Result<(), Error> {
         let each = |text, pieces| each(text, finished(mean(pieces), decided.dimensions, decided.normalize));
-        self.run_each(inputs, decided.how.clone(), Output::Vector, each).await
+        self.run_each(inputs, decided.how.clone(), Output::Vector, caller, each).await
     }
 
     /// What the model makes of each piece of each text, in order.
@@ -312,13 +351,14 @@ impl Embedder {
         inputs: Vec<Input>,
         how: How,
         output: Output,
+        caller: Caller,
     ) -> Result<(Vec<Text>, Vec<Piece>), Error> {
         let (mut texts, mut all) = (Vec::with_capacity(inputs.len()), Vec::with_capacity(inputs.len()));
         let each = |text, pieces| {
             texts.push(text);
             all.extend(pieces);
         };
-        self.run_each(inputs, how, output, each).await?;
+        self.run_each(inputs, how, output, caller, each).await?;
         Ok((texts, all))
     }
 
@@ -328,12 +368,12 @@ impl Embedder {
         inputs: Vec<Input>,
         how: How,
         output: Output,
+        caller: Caller,
         mut each: impl FnMut(Text, Vec<Piece>) + Send,
     ) -> Result<(), Error> {
         let count = inputs.len();
         self.check_count(count)?;
-        let places = u32::try_from(count).unwrap_or(u32::MAX);
-        let _places = self.places.try_acquire_many(places).map_err(|_| self.overloaded())?;
+        let _places = self.admit(count, caller.lane(count))?;
         let tokens = self.pool.encode(Arc::clone(&self.tokenizer), inputs, how).await;
         let tokens = tokens.map_err(|error| self.of_tokenizer(error))?;
         let texts: Vec<Text> = tokens.iter().map(Text::of).collect();
@@ -343,7 +383,10 @@ impl Embedder {
             lengths.extend(text.pieces.iter().map(|piece| piece.ids.len()));
             sequences.extend(text.pieces);
         }
-        let (request, receivers) = self.queue.submit(sequences, output).map_err(|_| Error::Stopping)?;
+        // By what there is to be done: a text can be a thousand pieces.
+        let lane = caller.lane(sequences.len());
+        let submitted = self.queue.submit(sequences, output, caller.client, lane);
+        let (request, receivers) = submitted.map_err(|_| Error::Stopping)?;
         let mut ticket = Ticket { queue: &self.queue, request: Some(request) };
         let mut receivers = receivers.into_iter().zip(lengths);
         for (index, text) in texts.into_iter().enumerate() {
@@ -359,6 +402,19 @@ impl Embedder {
         }
         ticket.request = None;
         Ok(())
+    }
+
+    /// Places for a request's texts.
+    fn admit(&self, texts: usize, lane: Lane) -> Result<[SemaphorePermit<'_>; 2], Error> {
+        // A request of more than bulk may have is admitted where there is nothing else.
+        let most_of_bulk = self.limits.max_waiting_texts - self.limits.kept_from_bulk();
+        let of_bulk = if lane == Lane::Bulk { texts.min(most_of_bulk) } else { 0 };
+        Ok([self.places_among(&self.places_of_bulk, of_bulk)?, self.places_among(&self.places, texts)?])
+    }
+
+    fn places_among<'a>(&self, all: &'a Semaphore, count: usize) -> Result<SemaphorePermit<'a>, Error> {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        all.try_acquire_many(count).map_err(|_| self.overloaded())
     }
 
     /// Whether a request may have so many texts.
@@ -406,8 +462,14 @@ mod tests {
     #[test]
     fn the_rate_is_a_moving_average_that_starts_with_the_first_batch() {
         let rate = Rate::default();
-        let batch =
-            |tokens, took| Report { texts: 1, tokens, why: Why::Drained, took: Duration::from_millis(took) };
+        let batch = |tokens, took| Report {
+            texts: 1,
+            tokens,
+            why: Why::Drained,
+            lane: Lane::Interactive,
+            waited: Duration::ZERO,
+            took: Duration::from_millis(took),
+        };
         assert!(rate.per_worker().abs() < 1e-9);
         rate.record(&batch(100, 1000));
         assert!((rate.per_worker() - 100.0).abs() < 1e-9);

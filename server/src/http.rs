@@ -45,7 +45,7 @@ use crate::cache::Cache;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::token_ids::TokenIds;
-pub use embed::{CACHE, EXPECTED_SPACE, SPACE, TRUNCATED_INPUTS};
+pub use embed::{CACHE, EXPECTED_SPACE, PRIORITY, SPACE, TRUNCATED_INPUTS};
 pub use error::ApiError;
 pub use openapi::document;
 

@@ -10,7 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::batcher::Why;
+use crate::batcher::{Lane, Why};
 use crate::embedder::Text;
 use crate::worker::Report;
 
@@ -35,6 +35,12 @@ struct ModelLabel {
 struct BatchLabels {
     model: String,
     why: WhyLabel,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LaneLabels {
+    model: String,
+    lane: &'static str,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -69,6 +75,9 @@ pub struct Metrics {
     batch_seconds: Family<ModelLabel, Histogram>,
     waiting_texts: Family<ModelLabel, Gauge>,
     waiting_tokens: Family<ModelLabel, Gauge>,
+    lane_waiting_texts: Family<LaneLabels, Gauge>,
+    lane_waiting_tokens: Family<LaneLabels, Gauge>,
+    waited_seconds: Family<LaneLabels, Histogram>,
     ready: Family<ModelLabel, Gauge>,
 }
 
@@ -109,6 +118,9 @@ impl Metrics {
             batch_seconds: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             waiting_texts: Family::default(),
             waiting_tokens: Family::default(),
+            lane_waiting_texts: Family::default(),
+            lane_waiting_tokens: Family::default(),
+            waited_seconds: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             ready: Family::default(),
             registry: Registry::default(),
         };
@@ -157,6 +169,22 @@ impl Metrics {
         );
         registry.register("waiting_texts", "Texts in line before the workers", m.waiting_texts.clone());
         registry.register("waiting_tokens", "Tokens in line before the workers", m.waiting_tokens.clone());
+        registry.register(
+            "lane_waiting_texts",
+            "Texts in line before the workers, by how urgent they are",
+            m.lane_waiting_texts.clone(),
+        );
+        registry.register(
+            "lane_waiting_tokens",
+            "Tokens in line before the workers, by how urgent they are",
+            m.lane_waiting_tokens.clone(),
+        );
+        registry.register_with_unit(
+            "batch_waited",
+            "How long the text of a forward that had waited longest had been in line",
+            Unit::Seconds,
+            m.waited_seconds.clone(),
+        );
         registry.register("model_ready", "Whether the model can embed (1) or not (0)", m.ready.clone());
         Self { registry, ..metrics }
     }
@@ -220,14 +248,21 @@ impl Metrics {
         self.batch_texts.get_or_create(&label).observe(report.texts as f64);
         self.batch_tokens.get_or_create(&label).observe(report.tokens as f64);
         self.batch_seconds.get_or_create(&label).observe(report.took.as_secs_f64());
+        let label = LaneLabels { model: model.to_owned(), lane: report.lane.name() };
+        self.waited_seconds.get_or_create(&label).observe(report.waited.as_secs_f64());
     }
 
-    /// What a model is at, as of this scrape.
-    pub fn model(&self, model: &str, ready: bool, waiting: (usize, usize)) {
+    /// What a model is at, as of this scrape; (texts, tokens) that wait in each of [`Lane::ALL`].
+    pub fn model(&self, model: &str, ready: bool, waiting: [(usize, usize); 2]) {
         let label = ModelLabel { model: model.to_owned() };
         self.ready.get_or_create(&label).set(i64::from(ready));
-        self.waiting_texts.get_or_create(&label).set(waiting.0 as i64);
-        self.waiting_tokens.get_or_create(&label).set(waiting.1 as i64);
+        self.waiting_texts.get_or_create(&label).set(waiting.iter().map(|(texts, _)| *texts as i64).sum());
+        self.waiting_tokens.get_or_create(&label).set(waiting.iter().map(|(_, tokens)| *tokens as i64).sum());
+        for (lane, (texts, tokens)) in Lane::ALL.into_iter().zip(waiting) {
+            let label = LaneLabels { model: model.to_owned(), lane: lane.name() };
+            self.lane_waiting_texts.get_or_create(&label).set(texts as i64);
+            self.lane_waiting_tokens.get_or_create(&label).set(tokens as i64);
+        }
     }
 
     /// All metrics in the OpenMetrics text format.

@@ -34,7 +34,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use tokenizers::{Encoding, ModelWrapper, NormalizerWrapper, PostProcessor as _, PreTokenizerWrapper};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use inspect::Token;
 
@@ -57,6 +57,10 @@ const PART: usize = 64 * 1024;
 const MOST_CHUNKED: usize = 4 * 1024 * 1024;
 /// How many bytes of text may wait for the pool or be in it.
 const MOST_WAITING: usize = 256 * 1024 * 1024;
+/// How many texts of a request are tokenised before it is another request's turn, and how many bytes of them: a
+/// few milliseconds of work.
+const SLICE: usize = 256;
+const SLICE_BYTES: usize = 64 * 1024;
 /// What bytes are counted in, so that their count fits a semaphore's.
 const UNIT: usize = 1024;
 
@@ -571,34 +575,66 @@ impl Pool {
         inputs: Vec<Input>,
         how: How,
     ) -> Result<Vec<Tokens>, Error> {
-        let bytes = inputs.iter().map(Input::bytes).sum();
         let encode = move |input: &Input| match input {
             Input::Text(text) => tokenizer.encode(text, &how),
             Input::Pair(first, second) => tokenizer.encode_pair(first, second, &how),
         };
-        self.each(inputs, bytes, encode).await
+        self.each(inputs, Input::bytes, encode).await
     }
 
-    /// Does the work for each of `inputs`, which have so many bytes together.
+    /// Does the work for each of `inputs`, of which `bytes` tells the size.
+    ///
+    /// A slice of them at a time, at the end of the pool's line: the threads would otherwise not look at another
+    /// request until one with a hundred thousand texts is through.
     async fn each<I, T>(
         &self,
         inputs: Vec<I>,
-        bytes: usize,
+        bytes: impl Fn(&I) -> usize + Send,
         work: impl Fn(&I) -> Result<T, Error> + Send + Sync + 'static,
     ) -> Result<Vec<T>, Error>
     where
         I: Send + Sync + 'static,
         T: Send + 'static,
     {
-        let places = u32::try_from(bytes.min(MOST_WAITING) / UNIT).unwrap_or(u32::MAX);
+        let all: usize = inputs.iter().map(&bytes).sum();
+        let places = u32::try_from(all.min(MOST_WAITING) / UNIT).unwrap_or(u32::MAX);
         let places = Arc::clone(&self.places).try_acquire_many_owned(places).map_err(|_| Error::Busy)?;
+        // A slice that is under way has them when the caller has left, too.
+        let (places, work) = (Arc::new(places), Arc::new(work));
+        let mut results = Vec::with_capacity(inputs.len());
+        let mut inputs = inputs.into_iter().peekable();
+        while inputs.peek().is_some() {
+            let mut taken = 0;
+            let slice: Vec<I> = std::iter::from_fn(|| {
+                inputs.next_if(|_| taken < SLICE_BYTES).inspect(|input| taken += bytes(input))
+            })
+            .take(SLICE)
+            .collect();
+            let (places, work) = (Arc::clone(&places), Arc::clone(&work));
+            results.append(&mut self.slice(slice, results.len(), places, work).await?);
+        }
+        Ok(results)
+    }
+
+    /// Does the work for some inputs, the first of which has this place in its request.
+    async fn slice<I, T>(
+        &self,
+        inputs: Vec<I>,
+        first: usize,
+        places: Arc<OwnedSemaphorePermit>,
+        work: Arc<impl Fn(&I) -> Result<T, Error> + Send + Sync + 'static>,
+    ) -> Result<Vec<T>, Error>
+    where
+        I: Send + Sync + 'static,
+        T: Send + 'static,
+    {
         let (send, receive) = tokio::sync::oneshot::channel();
-        self.threads.spawn(move || {
+        self.threads.spawn_fifo(move || {
             let work = |(index, input): (usize, &I)| {
                 if send.is_closed() {
                     return Err(Error::Left);
                 }
-                work(input).map_err(|error| error.at(index))
+                work(input).map_err(|error| error.at(first + index))
             };
             // Handing one text to another thread costs more than tokenising it.
             let results = if inputs.len() < 8 {

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::batcher::{Batch, Batcher, Job, Policy, Why};
+use crate::batcher::{Batch, Batcher, Client, Job, Lane, Origin, Policy, Why};
 use crate::model::{self, Model, Sequence, TokenBatch};
 
 /// Why a text has no vector.
@@ -79,9 +79,20 @@ pub struct Report {
     pub tokens: usize,
     /// Why it had this size.
     pub why: Why,
+    /// The lane that its texts were of.
+    pub lane: Lane,
+    /// How long the text of it that had waited longest had.
+    pub waited: Duration,
     /// How long the forward took.
     pub took: Duration,
 }
+
+/// How many texts are put in line, or taken out of it, at a time: of a request with a million, other requests
+/// and the workers do not wait until all are there, but for a fraction of a millisecond.
+const AT_ONCE: usize = 256;
+
+/// A receiver for each text of a request.
+pub type Receivers = Vec<oneshot::Receiver<Result<Vec<f32>, Error>>>;
 
 /// The line of waiting texts before a model's workers.
 #[derive(Debug)]
@@ -89,6 +100,8 @@ pub struct Queue {
     line: Mutex<Line>,
     wake: Condvar,
     next_request: AtomicU64,
+    /// The batcher's times are since this.
+    epoch: Instant,
 }
 
 impl Queue {
@@ -98,6 +111,7 @@ impl Queue {
             line: Mutex::new(Line { batcher: Batcher::new(policy), idle: 0, closed: false }),
             wake: Condvar::new(),
             next_request: AtomicU64::new(0),
+            epoch: Instant::now(),
         })
     }
 
@@ -107,35 +121,53 @@ impl Queue {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts texts in line together, so that workers see all of them at once.
+    /// Puts texts in line, so that workers see all of them at once, or many.
     /// Returns the request's number, for [`Queue::cancel`], and a receiver a text.
     pub fn submit(
         &self,
         texts: impl IntoIterator<Item = Sequence>,
         output: Output,
-    ) -> Result<(u64, Vec<oneshot::Receiver<Result<Vec<f32>, Error>>>), Error> {
+        client: Client,
+        lane: Lane,
+    ) -> Result<(u64, Receivers), Error> {
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
-        let mut line = self.lock();
-        if line.closed {
-            return Err(Error::Stopping);
-        }
-        let receivers = texts
-            .into_iter()
-            .map(|sequence| {
+        let origin = Origin { request, client, lane, at: self.epoch.elapsed() };
+        let mut texts = texts.into_iter();
+        let mut receivers = Vec::with_capacity(texts.size_hint().0);
+        loop {
+            let part = texts.by_ref().take(AT_ONCE).map(|sequence| {
                 let (reply, receiver) = oneshot::channel();
-                let tokens = sequence.ids.len();
-                line.batcher.push(Job { request, tokens, payload: Text { sequence, output, reply } });
-                receiver
-            })
-            .collect();
-        drop(line);
-        self.wake.notify_all();
-        Ok((request, receivers))
+                receivers.push(receiver);
+                Text { sequence, output, reply }
+            });
+            let part: Vec<Text> = part.collect();
+            let is_last = part.len() < AT_ONCE;
+            let mut queue = self.lock();
+            if queue.closed {
+                drop(queue);
+                self.cancel(request);
+                return Err(Error::Stopping);
+            }
+            for text in part {
+                queue.batcher.push(origin, text.sequence.ids.len(), text);
+            }
+            drop(queue);
+            self.wake.notify_all();
+            if is_last {
+                return Ok((request, receivers));
+            }
+        }
     }
 
     /// Takes the texts of a request out of the line; those in a forward stay there.
     pub fn cancel(&self, request: u64) {
-        self.lock().batcher.cancel(request);
+        loop {
+            let removed = self.lock().batcher.cancel(request, AT_ONCE);
+            // They are let go of here, where nobody waits for it.
+            if removed.len() < AT_ONCE {
+                return;
+            }
+        }
     }
 
     /// How batches are made.
@@ -147,6 +179,12 @@ impl Queue {
     pub fn waiting(&self) -> (usize, usize) {
         let line = self.lock();
         (line.batcher.len(), line.batcher.tokens())
+    }
+
+    /// (texts, tokens) in line in each of [`Lane::ALL`].
+    pub fn waiting_by_lane(&self) -> [(usize, usize); 2] {
+        let line = self.lock();
+        Lane::ALL.map(|lane| line.batcher.waiting(lane))
     }
 
     /// Takes no new texts; the workers end when the line is empty.
@@ -161,7 +199,7 @@ impl Queue {
         line.idle += 1;
         loop {
             let idle = line.idle;
-            if let Some(batch) = line.batcher.next(idle) {
+            if let Some(batch) = line.batcher.next(idle, self.epoch.elapsed()) {
                 line.idle -= 1;
                 return Some(batch);
             }
@@ -336,7 +374,8 @@ impl Worker {
             let mut results = self.embed(of_vectors, Output::Vector);
             results.extend(self.embed(of_states, Output::TokenStates));
             // Before the answers: who has one can see it counted.
-            (self.on_batch)(Report { texts, tokens, why: batch.why, took: begun.elapsed() });
+            let Batch { lane, waited, why, .. } = batch;
+            (self.on_batch)(Report { texts, tokens, why, lane, waited, took: begun.elapsed() });
             for (job, result) in batch.jobs.into_iter().zip(results) {
                 // The caller may leave at any time; then nobody wants the answer.
                 drop(job.payload.reply.send(result));
@@ -431,11 +470,9 @@ mod tests {
     }
 
     /// Puts texts of these ids in line.
-    fn submit(
-        queue: &Queue,
-        texts: impl IntoIterator<Item = Vec<u32>>,
-    ) -> Result<(u64, Vec<oneshot::Receiver<Result<Vec<f32>, Error>>>), Error> {
-        queue.submit(texts.into_iter().map(Sequence::from), Output::Vector)
+    fn submit(queue: &Queue, texts: impl IntoIterator<Item = Vec<u32>>) -> Result<(u64, Receivers), Error> {
+        let texts = texts.into_iter().map(Sequence::from);
+        queue.submit(texts, Output::Vector, Client::Unknown, Lane::Interactive)
     }
 
     fn stop(queue: &Queue, workers: Workers) {
@@ -471,9 +508,10 @@ mod tests {
         let queue = Queue::new(POLICY);
         let (_, vectors) = submit(&queue, [vec![1, 2], vec![3]]).unwrap();
         let texts = [Sequence::from(vec![4, 5]), Sequence::from(vec![6, FAILS, 7])];
-        let (_, states) = queue.submit(texts, Output::TokenStates).unwrap();
+        let (_, states) =
+            queue.submit(texts, Output::TokenStates, Client::Unknown, Lane::Interactive).unwrap();
         let workers = start(&fake, &queue, ONE);
-        let receive = |receivers: Vec<oneshot::Receiver<Result<Vec<f32>, Error>>>| -> Vec<Vec<f32>> {
+        let receive = |receivers: Receivers| -> Vec<Vec<f32>> {
             receivers.into_iter().map(|receiver| receiver.blocking_recv().unwrap().unwrap()).collect()
         };
         assert_eq!(receive(vectors), [fake.vector(&[1, 2]), fake.vector(&[3])]);

@@ -8,6 +8,7 @@ mod support;
 
 use std::path::Path;
 
+use embedding_server::embedder::Caller;
 use embedding_server::model::{
     self, Directory, Dtype, Implementation, Machine, Plan, Preference, TokenBatch, inventory,
 };
@@ -317,7 +318,7 @@ async fn a_front_door_gives_what_its_model_has_and_says_what_to_ask_instead() {
             .into_iter()
             .map(|(first, second)| embedding_server::tokenize::Input::Pair(first.into(), second))
             .collect();
-        let scored = embedder.score(inputs, &decided.how).await.unwrap();
+        let scored = embedder.score(inputs, &decided.how, Caller::default()).await.unwrap();
         assert!(scored.logits.iter().all(|row| row.len() == classifier.labels.len()));
         let away = difference(&scored.logits, &rows(&python()[name]["logits"]));
         assert!(away < 1e-4, "{name}: {away}");

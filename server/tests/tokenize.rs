@@ -352,3 +352,45 @@ async fn the_pool_takes_only_so_many_bytes_at_once() {
     // One that is larger than all that is allowed together is tokenised when it is alone.
     assert!(encode(300).await.is_ok());
 }
+
+/// Writes down which texts it is given, in order.
+#[derive(Debug, Default)]
+struct Listed(std::sync::Mutex<Vec<String>>);
+
+impl Encode for Listed {
+    fn encode(&self, text: &str, _how: &How) -> Result<Tokens, Error> {
+        self.0.lock().unwrap().push(text.to_owned());
+        let tokens = text.parse().map_or_else(|_| vec![0], |number: u32| vec![number]);
+        Ok(Tokens { pieces: vec![tokens.into()], truncated: false, had_prompt: false })
+    }
+
+    fn encode_pair(&self, first: &str, _second: &str, how: &How) -> Result<Tokens, Error> {
+        self.encode(first, how)
+    }
+
+    fn tokens(&self, _text: &str, _how: &How, _special: bool) -> Result<Vec<Token>, Error> {
+        Ok(Vec::new())
+    }
+
+    fn decode(&self, _ids: &[u32], _skip_special: bool) -> Result<String, Error> {
+        Ok(String::new())
+    }
+}
+
+#[tokio::test]
+async fn a_request_of_many_texts_holds_up_no_other_and_keeps_its_order() {
+    let (pool, listed) = (Pool::new(1).unwrap(), Arc::new(Listed::default()));
+    let many = (0..20_000).map(|number| Input::Text(number.to_string())).collect();
+    let long = vec![Input::Text("x".repeat(60_000)); 20];
+    // Each is in the pool's line before the thread can be through with what it has of the one before.
+    let (many, long, one) = tokio::join!(
+        pool.encode(listed.clone(), many, How::default()),
+        pool.encode(listed.clone(), long, How::default()),
+        pool.encode(listed.clone(), vec![Input::Text("one".to_owned())], How::default()),
+    );
+    let ids: Vec<u32> = many.unwrap().into_iter().map(|text| text.pieces[0].ids[0]).collect();
+    assert!(ids.iter().copied().eq(0..20_000));
+    assert_eq!((long.unwrap().len(), one.unwrap().len()), (20, 1));
+    let before = listed.0.lock().unwrap().iter().position(|text| text == "one").unwrap();
+    assert!(before <= 256 + 2, "{before} texts went before it");
+}

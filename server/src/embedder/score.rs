@@ -1,7 +1,7 @@
 //! What a cross-encoder's front door does: texts in, scores out, in order.
 
 use super::states::in_one_piece;
-use super::{Embedder, Error, Text};
+use super::{Caller, Embedder, Error, Text};
 use crate::options::{self, Decided, Options};
 use crate::scores::{Classifier, Kind};
 use crate::tokenize::{How, Input};
@@ -35,8 +35,8 @@ impl Embedder {
     }
 
     /// The scores of `inputs`, in order; all of them or an error. Texts are not cut into pieces.
-    pub async fn score(&self, inputs: Vec<Input>, how: &How) -> Result<Scored, Error> {
-        let (texts, scores) = self.run(inputs, in_one_piece(how), Output::Vector).await?;
+    pub async fn score(&self, inputs: Vec<Input>, how: &How, caller: Caller) -> Result<Scored, Error> {
+        let (texts, scores) = self.run(inputs, in_one_piece(how), Output::Vector, caller).await?;
         Ok(Scored { logits: scores.into_iter().map(|piece| piece.values).collect(), texts })
     }
 }

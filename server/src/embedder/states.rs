@@ -1,6 +1,6 @@
 //! The states of texts' tokens, instead of a vector a text.
 
-use super::{Embedder, Error, Text};
+use super::{Caller, Embedder, Error, Text};
 use crate::options::{self, Decided, Options};
 use crate::tokenize::{How, Input, Overflow};
 use crate::worker::Output;
@@ -30,8 +30,10 @@ impl Embedder {
         &self,
         inputs: Vec<Input>,
         decided: &Decided,
+        caller: Caller,
     ) -> Result<(Vec<Vec<f32>>, Vec<Text>), Error> {
-        let (texts, states) = self.run(inputs, in_one_piece(&decided.how), Output::TokenStates).await?;
+        let how = in_one_piece(&decided.how);
+        let (texts, states) = self.run(inputs, how, Output::TokenStates, caller).await?;
         Ok((states.into_iter().map(|piece| piece.values).collect(), texts))
     }
 }

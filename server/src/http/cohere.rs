@@ -282,7 +282,7 @@ async fn answer(shared: &Shared, request: Request, version: Version) -> Result<R
         ..Options::default()
     };
     let call = Call::of_texts(body.model, texts.clone(), options);
-    let answer = embed(shared, &head.headers, call).await?;
+    let answer = embed(shared, &head, call).await?;
     let headers = answer.headers();
     let meta = Meta {
         api_version: ApiVersion { version: if version == Version::One { "1" } else { "2" } },

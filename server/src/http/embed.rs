@@ -1,14 +1,18 @@
 //! What every surface does between its two wire types: find the model, decide, embed, count; and
 //! what an answer with vectors says about itself in its headers.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::extract::ConnectInfo;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Shared;
 use super::error::ApiError;
+use crate::batcher::Client;
 use crate::cache::{Found, Outcome};
-use crate::embedder::{self, Embedded, Embedder, Text};
+use crate::embedder::{self, Caller, Embedded, Embedder, Text};
 use crate::options::{Decided, Options};
 use crate::space::Space;
 use crate::tokenize::Input;
@@ -22,6 +26,9 @@ pub const SPACE: HeaderName = HeaderName::from_static("x-embedding-space");
 pub const CACHE: HeaderName = HeaderName::from_static("x-cache");
 /// The header in which a caller says which space it expects.
 pub const EXPECTED_SPACE: HeaderName = HeaderName::from_static("x-expect-embedding-space");
+
+/// The header in which a caller says how urgent it is: `interactive` or `bulk`.
+pub const PRIORITY: HeaderName = HeaderName::from_static("x-priority");
 
 /// A request for vectors, whatever API it came by.
 #[derive(Debug)]
@@ -76,16 +83,30 @@ pub(super) fn headers_of(texts: &[Text], space: Option<&Space>) -> HeaderMap {
     headers
 }
 
+/// Who asks, by the address at the other end of the connection, and how urgently.
+///
+/// `X-Forwarded-For` is not looked at, because anybody can send it and be somebody else with each request.
+pub(super) fn caller(head: &Parts) -> Result<Caller, ApiError> {
+    let address = head.extensions.get::<ConnectInfo<SocketAddr>>();
+    let client = address.map_or(Client::Unknown, |ConnectInfo(address)| {
+        // One host is one client, by whichever kind of socket it comes.
+        Client::Address(address.ip().to_canonical())
+    });
+    let lane = head.headers.get(PRIORITY).map(|value| value.to_str().unwrap_or_default().trim().parse());
+    let unknown = |()| ApiError::bad_field("X-Priority", "X-Priority must be interactive or bulk");
+    Ok(Caller { client, lane: lane.transpose().map_err(unknown)? })
+}
+
 /// The model that is meant, and all that is said of what is wanted of it.
 pub(super) fn find<'a>(
     shared: &'a Shared,
-    headers: &HeaderMap,
+    head: &Parts,
     model: Option<&str>,
     mut options: Options,
 ) -> Result<(&'a str, Arc<Embedder>, Options), ApiError> {
     let named = shared.models.get(model)?;
     options.suffix = named.suffix;
-    if let Some(expected) = headers.get(EXPECTED_SPACE) {
+    if let Some(expected) = head.headers.get(EXPECTED_SPACE) {
         let expected = expected.to_str().unwrap_or("(unreadable)").trim();
         if options.expected_space.as_deref().is_some_and(|other| other != expected) {
             let message = "expected_space and the header X-Expect-Embedding-Space name two spaces";
@@ -99,29 +120,26 @@ pub(super) fn find<'a>(
 /// The model and what is to be done, before any work is.
 pub(super) fn decide<'a>(
     shared: &'a Shared,
-    headers: &HeaderMap,
+    head: &Parts,
     model: Option<&str>,
     options: Options,
 ) -> Result<(&'a str, Arc<Embedder>, Decided), ApiError> {
-    let (name, embedder, options) = find(shared, headers, model, options)?;
+    let (name, embedder, options) = find(shared, head, model, options)?;
     let decided = embedder.decide(&options)?;
     Ok((name, embedder, decided))
 }
 
 /// Embeds and counts.
-pub(super) async fn embed<'a>(
-    shared: &'a Shared,
-    headers: &HeaderMap,
-    call: Call,
-) -> Result<Answer<'a>, ApiError> {
-    let (name, front_door, decided) = decide(shared, headers, call.model.as_deref(), call.options)?;
+pub(super) async fn embed<'a>(shared: &'a Shared, head: &Parts, call: Call) -> Result<Answer<'a>, ApiError> {
+    let (name, front_door, decided) = decide(shared, head, call.model.as_deref(), call.options)?;
+    let caller = caller(head)?;
     let Some(cache) = &shared.cache else {
-        let result = front_door.embed(call.inputs, &decided).await;
+        let result = front_door.embed(call.inputs, &decided, caller).await;
         let embedded = result.inspect_err(|error| count_refusal(shared, name, error))?;
         shared.metrics.embedded(name, &embedded.texts);
         return Ok(Answer { name, embedded, decided, cached: None });
     };
-    let result = cache.embed(&front_door, call.inputs, &decided).await;
+    let result = cache.embed(&front_door, call.inputs, &decided, caller).await;
     let found = result.inspect_err(|error| count_refusal(shared, name, error))?;
     let cached = Some(found.outcome());
     let Found { embedded, computed, hits } = found;

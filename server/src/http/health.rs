@@ -126,8 +126,8 @@ const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-
 pub(super) async fn metrics(State(shared): SharedState) -> Result<Response, ApiError> {
     for (name, state) in shared.models.states() {
         match state {
-            ModelState::Ready(embedder) => shared.metrics.model(name, true, embedder.waiting()),
-            _ => shared.metrics.model(name, false, (0, 0)),
+            ModelState::Ready(embedder) => shared.metrics.model(name, true, embedder.waiting_by_lane()),
+            _ => shared.metrics.model(name, false, [(0, 0); 2]),
         }
     }
     if let Some(cache) = &shared.cache {

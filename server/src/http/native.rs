@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{RawQuery, Request, State};
-use axum::http::HeaderMap;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -159,11 +159,11 @@ pub(super) async fn post_embeddings(
 ) -> Result<Response, ApiError> {
     let (head, body) = json::bytes(request, shared.settings.max_body_bytes).await?;
     match Either::parse(&body)? {
-        Either::Ours(body) => answer(&shared, &head.headers, body).await,
+        Either::Ours(body) => answer(&shared, &head, body).await,
         // The path is ours, and so would be the status of an error.
-        Either::OpenAis(body) => openai::answer(&shared, &head.headers, body)
-            .await
-            .or_else(|error| Ok(error.response(Shape::OpenAi))),
+        Either::OpenAis(body) => {
+            openai::answer(&shared, &head, body).await.or_else(|error| Ok(error.response(Shape::OpenAi)))
+        }
     }
 }
 
@@ -188,10 +188,10 @@ pub(super) async fn post_embeddings(
 )]
 pub(super) async fn get_embeddings(
     State(shared): SharedState,
-    headers: HeaderMap,
+    head: Parts,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    answer(&shared, &headers, from_query(&query.unwrap_or_default())?).await
+    answer(&shared, &head, from_query(&query.unwrap_or_default())?).await
 }
 
 const PARAMETERS: &str =
@@ -247,11 +247,7 @@ fn decode(part: &str) -> Result<String, ApiError> {
         .map_err(|_| ApiError::bad_request("invalid_utf8", "the query string is not valid UTF-8"))
 }
 
-async fn answer(
-    shared: &Arc<Shared>,
-    headers: &HeaderMap,
-    request: EmbedRequest,
-) -> Result<Response, ApiError> {
+async fn answer(shared: &Arc<Shared>, head: &Parts, request: EmbedRequest) -> Result<Response, ApiError> {
     if request.texts.is_empty() {
         return Err(ApiError::bad_field("texts", "texts is empty: send at least one text"));
     }
@@ -264,7 +260,7 @@ async fn answer(
         expected_space: request.expected_space,
         ..Options::default()
     };
-    let answer = embed(shared, headers, Call::of_texts(request.model, request.texts, options)).await?;
+    let answer = embed(shared, head, Call::of_texts(request.model, request.texts, options)).await?;
     let headers = answer.headers();
     let Answer { name, embedded, decided, .. } = answer;
     let places = |is: &dyn Fn(&crate::embedder::Text) -> bool| {

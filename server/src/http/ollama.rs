@@ -280,10 +280,10 @@ pub(super) async fn embed_texts(State(shared): SharedState, request: Request) ->
         prompt_eval_count,
     };
     if texts.is_empty() {
-        let (_, _, decided) = decide(&shared, &head.headers, model.as_deref(), options)?;
+        let (_, _, decided) = decide(&shared, &head, model.as_deref(), options)?;
         return Ok((headers_of(&[], Some(&decided.space)), Json(response(Vec::new(), 0))).into_response());
     }
-    let answer = embed(&shared, &head.headers, Call::of_texts(model, texts, options)).await?;
+    let answer = embed(&shared, &head, Call::of_texts(model, texts, options)).await?;
     let (headers, tokens) = (answer.headers(), answer.embedded.tokens());
     Ok((headers, Json(response(answer.embedded.vectors, tokens))).into_response())
 }
@@ -304,11 +304,11 @@ pub(super) async fn embed_prompt(State(shared): SharedState, request: Request) -
     find(&shared, model.as_deref())?;
     let options = Options { normalize: Some(false), ..Options::default() };
     let Some(prompt) = body.prompt.filter(|prompt| !prompt.is_empty()) else {
-        let (_, _, decided) = decide(&shared, &head.headers, model.as_deref(), options)?;
+        let (_, _, decided) = decide(&shared, &head, model.as_deref(), options)?;
         let empty = EmbeddingsResponse { embedding: Vec::new() };
         return Ok((headers_of(&[], Some(&decided.space)), Json(empty)).into_response());
     };
-    let answer = embed(&shared, &head.headers, Call::of_texts(model, vec![prompt], options)).await?;
+    let answer = embed(&shared, &head, Call::of_texts(model, vec![prompt], options)).await?;
     let (headers, mut vectors) = (answer.headers(), answer.embedded.vectors);
     Ok((headers, Json(EmbeddingsResponse { embedding: vectors.pop().unwrap_or_default() })).into_response())
 }

@@ -10,7 +10,7 @@ mod request;
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::HeaderMap;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -75,17 +75,13 @@ struct Usage {
 )]
 pub(super) async fn embeddings(State(shared): SharedState, request: Request) -> Result<Response, ApiError> {
     let (head, body) = json::read(request, shared.settings.max_body_bytes).await?;
-    answer(&shared, &head.headers, body).await
+    answer(&shared, &head, body).await
 }
 
-pub(super) async fn answer(
-    shared: &Shared,
-    headers: &HeaderMap,
-    body: EmbedRequest,
-) -> Result<Response, ApiError> {
+pub(super) async fn answer(shared: &Shared, head: &Parts, body: EmbedRequest) -> Result<Response, ApiError> {
     let (options, writing) = (body.options()?, body.writing()?);
     let texts = texts(shared, body.model.as_deref(), body.input).await?;
-    let answer = embed(shared, headers, Call::of_texts(body.model, texts, options)).await?;
+    let answer = embed(shared, head, Call::of_texts(body.model, texts, options)).await?;
     let headers = answer.headers();
     let tokens = answer.embedded.tokens();
     let usage = Usage {

@@ -17,6 +17,7 @@ use utoipa::{Modify, OpenApi};
 use super::error::{Body, CohereBody, JinaBody, OllamaBody, TeiBody};
 use super::refusals::{AnyErrors, Own};
 use super::{cohere, health, models, native, ollama, openai, pages, rerank, tei};
+use crate::batcher::Lane;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -89,6 +90,7 @@ impl Modify for Headers {
                 operation.responses.responses.contains_key(StatusCode::PRECONDITION_FAILED.as_str());
             if of_a_space {
                 expect_space(operation);
+                take_priority(operation);
             }
             for (status, response) in &mut operation.responses.responses {
                 let RefOr::T(response) = response else { continue };
@@ -157,6 +159,21 @@ fn expect_space(operation: &mut Operation) {
         .required(Required::False)
         .description(Some("the space that the vectors must be of, or none are made"))
         .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .build();
+    operation.parameters.get_or_insert_default().push(header);
+}
+
+fn take_priority(operation: &mut Operation) {
+    let lanes = Lane::ALL.map(Lane::name);
+    let header = ParameterBuilder::new()
+        .name("X-Priority")
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(format!(
+            "how urgent the texts are; otherwise it goes by how many there are: up to {} are interactive",
+            Lane::MOST_INTERACTIVE
+        )))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String).enum_values(Some(lanes))))
         .build();
     operation.parameters.get_or_insert_default().push(header);
 }

@@ -14,13 +14,14 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::cohere::{id, warnings};
-use super::embed::{count_refusal, find, headers_of};
+use super::embed::{caller, count_refusal, find, headers_of};
 use super::error::ApiError;
 use super::refusals::{Cohere, Jina, VectorErrors};
 use super::truncate::Truncate;
@@ -76,19 +77,16 @@ impl Ranking<'_> {
 }
 
 /// Ranks and counts.
-pub(super) async fn rank<'a>(
-    shared: &'a Shared,
-    headers: &HeaderMap,
-    ask: Ask,
-) -> Result<Ranking<'a>, ApiError> {
+pub(super) async fn rank<'a>(shared: &'a Shared, head: &Parts, ask: Ask) -> Result<Ranking<'a>, ApiError> {
     let options = Options { overflow: ask.overflow, ..Options::default() };
-    let (name, embedder, options) = find(shared, headers, ask.model.as_deref(), options)?;
+    let (name, embedder, options) = find(shared, head, ask.model.as_deref(), options)?;
     let decided = embedder.decide_ranking(&options)?;
+    let caller = caller(head)?;
     let query: Arc<str> = ask.query.into();
     let pair = |document| Input::Pair(Arc::clone(&query), document);
     let pairs = ask.documents.into_iter().map(pair).collect();
     let how = How { most_of_second: ask.most_of_document, ..decided.how };
-    let scored = embedder.score(pairs, &how).await;
+    let scored = embedder.score(pairs, &how, caller).await;
     let scored = scored.inspect_err(|error| count_refusal(shared, name, error))?;
     shared.metrics.embedded(name, &scored.texts);
     let score = |logits: &Vec<f32>| {
@@ -263,7 +261,7 @@ struct Tokens {
 pub(super) async fn cohere(State(shared): SharedState, request: Request) -> Result<Response, ApiError> {
     let (head, body): (_, RerankRequest) = json::read(request, shared.settings.max_body_bytes).await?;
     let (ask, top) = body.ask()?;
-    let ranking = rank(&shared, &head.headers, ask).await?;
+    let ranking = rank(&shared, &head, ask).await?;
     let answer = CohereRanking {
         id: id(),
         results: body.results(&ranking, top, body.return_documents.unwrap_or(false)),
@@ -309,19 +307,19 @@ struct Usage {
 )]
 pub(super) async fn jina(State(shared): SharedState, request: Request) -> Result<Response, ApiError> {
     let (head, body): (_, RerankRequest) = json::read(request, shared.settings.max_body_bytes).await?;
-    in_jinas_shape(&shared, &head.headers, None, &body).await
+    in_jinas_shape(&shared, &head, None, &body).await
 }
 
 /// The same, on whatever path it came, which may name the model.
 pub(super) async fn in_jinas_shape(
     shared: &Shared,
-    headers: &HeaderMap,
+    head: &Parts,
     model: Option<String>,
     body: &RerankRequest,
 ) -> Result<Response, ApiError> {
     let (ask, top) = body.ask()?;
     let ask = Ask { model: model.or(ask.model), ..ask };
-    let ranking = rank(shared, headers, ask).await?;
+    let ranking = rank(shared, head, ask).await?;
     let tokens = ranking.tokens();
     let answer = JinaRanking {
         model: ranking.name.to_owned(),

@@ -25,6 +25,7 @@ use std::time::Instant;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
 use serde::Deserialize;
@@ -72,7 +73,7 @@ impl Verb {
 /// A request that was read.
 struct Asked<'a> {
     shared: &'a Shared,
-    headers: HeaderMap,
+    head: Parts,
     /// The model, by a name of it.
     model: Option<String>,
     body: Vec<u8>,
@@ -124,7 +125,7 @@ async fn answer(
     // What is wrong with the body is told by the verb, who knows what it should be.
     let mut peek: Peek = json::parse(&body).unwrap_or_default();
     let model = model.or_else(|| peek.model.take());
-    let asked = Asked { shared, headers: head.headers, model, body, begun };
+    let asked = Asked { shared, head, model, body, begun };
     let verb = if verb == Verb::Default { asked.default_verb(&peek)? } else { verb };
     match verb {
         Verb::Default | Verb::Embed => embed::embed(asked).await,

@@ -67,8 +67,7 @@ impl Pool {
         how: How,
         special: bool,
     ) -> Result<Vec<Vec<Token>>, Error> {
-        let bytes = texts.iter().map(String::len).sum();
-        self.each(texts, bytes, move |text| tokenizer.tokens(text, &how, special)).await
+        self.each(texts, String::len, move |text| tokenizer.tokens(text, &how, special)).await
     }
 
     /// The text of each row of tokens.
@@ -78,7 +77,7 @@ impl Pool {
         rows: Vec<Vec<u32>>,
         skip_special: bool,
     ) -> Result<Vec<String>, Error> {
-        let bytes = rows.iter().map(|row| size_of_val(row.as_slice())).sum();
+        let bytes = |row: &Vec<u32>| size_of_val(row.as_slice());
         self.each(rows, bytes, move |row| tokenizer.decode(row, skip_special)).await
     }
 }

@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::wire::{Cut, EmbedAllRequest, EmbedRequest, SimilarityRequest};
 use super::{Asked, characters, with_costs};
-use crate::http::embed::{Answer, Call, count_refusal, embed as embed_call, find, headers_of};
+use crate::http::embed::{Answer, Call, caller, count_refusal, embed as embed_call, find, headers_of};
 use crate::http::error::ApiError;
 use crate::http::json;
 use crate::options::Options;
@@ -23,7 +23,7 @@ impl Asked<'_> {
     }
 
     async fn vectors(&self, texts: Vec<String>, options: Options) -> Result<Answer<'_>, ApiError> {
-        embed_call(self.shared, &self.headers, Call::of_texts(self.model.clone(), texts, options)).await
+        embed_call(self.shared, &self.head, Call::of_texts(self.model.clone(), texts, options)).await
     }
 }
 
@@ -71,11 +71,12 @@ pub(super) async fn embed_all(asked: Asked<'_>) -> Result<Response, ApiError> {
         overflow: Some(asked.overflow(cut)?),
         ..Options::default()
     };
-    let (name, embedder, options) = find(asked.shared, &asked.headers, asked.model.as_deref(), options)?;
+    let (name, embedder, options) = find(asked.shared, &asked.head, asked.model.as_deref(), options)?;
     let decided = embedder.decide_states(&options)?;
+    let caller = caller(&asked.head)?;
     let characters = characters(&texts);
     let inputs = texts.into_iter().map(Input::Text).collect();
-    let states = embedder.token_states(inputs, &decided).await;
+    let states = embedder.token_states(inputs, &decided, caller).await;
     let (states, texts) = states.inspect_err(|error| count_refusal(asked.shared, name, error))?;
     asked.shared.metrics.embedded(name, &texts);
     let rows = |(states, tokens): (&Vec<f32>, usize)| -> Vec<Vec<f32>> {

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use super::wire::{Cut, PredictRequest, Predicted, Prediction, Predictions, Rank, RerankRequest};
 use super::{Asked, characters, with_costs};
 use crate::embedder::Text;
-use crate::http::embed::{count_refusal, find, headers_of};
+use crate::http::embed::{caller, count_refusal, find, headers_of};
 use crate::http::error::ApiError;
 use crate::http::json;
 use crate::http::rerank::{Ask, in_jinas_shape, rank};
@@ -31,7 +31,7 @@ pub(super) async fn rerank(asked: Asked<'_>) -> Result<Response, ApiError> {
         most_of_document: None,
         raw: body.raw_scores.unwrap_or(false),
     };
-    let ranking = rank(asked.shared, &asked.headers, ask).await?;
+    let ranking = rank(asked.shared, &asked.head, ask).await?;
     let headers = with_costs(ranking.headers(), characters, ranking.tokens(), asked.begun);
     let ranks = ranking.ranks.iter().map(|rank| Rank {
         index: rank.index,
@@ -44,7 +44,7 @@ pub(super) async fn rerank(asked: Asked<'_>) -> Result<Response, ApiError> {
 /// The same for clients of Jina and Cohere whose base URL lacks a version.
 pub(super) async fn rank_documents(asked: Asked<'_>) -> Result<Response, ApiError> {
     let body = json::parse(&asked.body)?;
-    in_jinas_shape(asked.shared, &asked.headers, asked.model, &body).await
+    in_jinas_shape(asked.shared, &asked.head, asked.model, &body).await
 }
 
 /// A text or a pair, and what it is counted as.
@@ -80,9 +80,10 @@ pub(super) async fn predict(asked: Asked<'_>) -> Result<Response, ApiError> {
     let inputs = inputs.into_iter().map(input).collect::<Result<Vec<_>, _>>()?;
     let cut = Cut { truncate: body.truncate, direction: body.truncation_direction };
     let options = Options { overflow: Some(asked.overflow(cut)?), ..Options::default() };
-    let (name, embedder, options) = find(asked.shared, &asked.headers, asked.model.as_deref(), options)?;
+    let (name, embedder, options) = find(asked.shared, &asked.head, asked.model.as_deref(), options)?;
     let (classifier, decided) = embedder.decide_scores(&options)?;
-    let scored = embedder.score(inputs, &decided.how).await;
+    let caller = caller(&asked.head)?;
+    let scored = embedder.score(inputs, &decided.how, caller).await;
     let scored = scored.inspect_err(|error| count_refusal(asked.shared, name, error))?;
     asked.shared.metrics.embedded(name, &scored.texts);
     let raw = body.raw_scores.unwrap_or(false);

@@ -41,7 +41,7 @@ e2e: libtorch ## run the end-to-end tests on a real node, which this starts
 	@$(PYTHON) scripts/kube node
 	$(CARGO) build --workspace --locked
 	@$(PYTHON) scripts/model "$(target)/debug/embedding-server"
-	@$(PYTHON) scripts/images server operator another-operator --into "$(target)/images"
+	@$(PYTHON) scripts/images server fused-server operator another-operator --into "$(target)/images"
 	$(CARGO) test --workspace --locked --features embedding-server/e2e --test e2e --no-run
 	scripts/cluster run "$(target)/e2e" -- $(MAKE) --no-print-directory e2e-on-a-cluster
 
@@ -53,6 +53,7 @@ e2e-on-a-cluster:
 lint: libtorch ## check formatting and lints
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --features embedding-server/e2e --locked -- --deny warnings
+	$(CARGO) clippy --package embedding-server --lib --bins --no-default-features --locked -- --deny warnings
 
 deny: ## check licences, sources and known holes of the dependencies (cargo install cargo-deny)
 	$(CARGO) deny --locked check

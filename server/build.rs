@@ -5,6 +5,10 @@ use std::path::PathBuf;
 use std::{env, fs};
 
 fn main() {
+    if env::var_os("CARGO_FEATURE_TORCH").is_none() {
+        println!("cargo:rerun-if-changed=build.rs");
+        return;
+    }
     println!("cargo:rerun-if-changed=native");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     // `.libtorch` is a link into the user's cache: binaries keep the real path,

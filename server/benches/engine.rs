@@ -35,10 +35,11 @@ fn main() -> anyhow::Result<()> {
     // First, or our workers would take over its number of threads.
     let pipeline = RustBert::load(&directory)?;
     let bf16 = ours("packed", "bfloat16")?;
+    let fused = ours("fused", "bfloat16")?;
     let counts: Vec<Vec<usize>> =
         classes.iter().map(|class| bf16.token_counts(&class.texts)).collect::<Result<_, _>>()?;
     let mut contestants: Vec<Box<dyn Contestant>> =
-        vec![Box::new(bf16), Box::new(ours("packed", "float32")?)];
+        vec![Box::new(fused), Box::new(bf16), Box::new(ours("packed", "float32")?)];
     if !options.quick {
         contestants.push(Box::new(ours("rust_bert", "float32")?));
     }

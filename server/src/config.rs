@@ -17,6 +17,7 @@ use url::Url;
 use crate::embedder::Limits;
 use crate::fetch::{Archive, Cache, Hub, Manifest, Place, ProxySettings, Source, Token};
 use crate::http;
+use crate::kernels::cpu::InstructionSet;
 use crate::model::{DeviceChoice, Dtype, Implementation, Preference};
 use crate::models::{self, Origin, Spec};
 use crate::token_ids::{TokenIds, Vocabulary};
@@ -182,11 +183,25 @@ enum DtypeArg {
 enum ImplementationArg {
     /// The fastest that can serve the model.
     Auto,
-    /// Our padding-free forward.
+    /// Our own kernels, for CPUs with AVX-512 BF16 or AMX.
+    Fused,
+    /// Our padding-free forward on LibTorch.
     Packed,
     /// rust-bert's model.
     #[value(name = "rust_bert")]
     RustBert,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum KernelsArg {
+    /// The fastest that the CPU and its kernel allow.
+    Auto,
+    /// Tiles of bfloat16.
+    #[value(name = "amx_bf16")]
+    AmxBf16,
+    /// AVX-512 with its bfloat16 dot product.
+    #[value(name = "avx512_bf16")]
+    Avx512Bf16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -289,11 +304,16 @@ pub struct ServeArgs {
     #[arg(long, env = "EMBEDDING_IMPLEMENTATION", value_enum, default_value_t = ImplementationArg::Auto,
           help_heading = "Computing")]
     implementation: ImplementationArg,
+    /// With which instructions the fused implementation computes.
+    #[arg(long, env = "EMBEDDING_KERNELS", value_enum, default_value_t = KernelsArg::Auto,
+          help_heading = "Computing")]
+    kernels: KernelsArg,
     /// Forwards that run at once for each model; 0: as many as the CPU limit allows.
     #[arg(long, env = "EMBEDDING_WORKERS", default_value_t = 0, help_heading = "Computing",
           value_parser = clap::value_parser!(u16).range(0..=1024))]
     workers: u16,
-    /// Threads of one forward; 0: the CPU limit divided by the workers.
+    /// Threads of one forward; 0: the CPU limit divided by the workers. A fused forward has one: there
+    /// are so many times more workers instead.
     #[arg(long, env = "EMBEDDING_THREADS_PER_WORKER", default_value_t = 0, help_heading = "Computing",
           value_parser = clap::value_parser!(u16).range(0..=1024))]
     threads_per_worker: u16,
@@ -747,6 +767,7 @@ impl ServeArgs {
                 preference: Preference {
                     implementation: match self.implementation {
                         ImplementationArg::Auto => None,
+                        ImplementationArg::Fused => Some(Implementation::Fused),
                         ImplementationArg::Packed => Some(Implementation::Packed),
                         ImplementationArg::RustBert => Some(Implementation::RustBert),
                     },
@@ -756,6 +777,11 @@ impl ServeArgs {
                         DtypeArg::Bfloat16 => Some(Dtype::BFloat16),
                     },
                     device: self.device,
+                    kernels: match self.kernels {
+                        KernelsArg::Auto => None,
+                        KernelsArg::AmxBf16 => Some(InstructionSet::AmxBf16),
+                        KernelsArg::Avx512Bf16 => Some(InstructionSet::Avx512Bf16),
+                    },
                 },
                 threads: threads(self.workers.into(), self.threads_per_worker.into(), cpus),
                 max_batch_tokens: self.max_batch_tokens as usize,

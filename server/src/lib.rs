@@ -26,6 +26,7 @@ pub mod fetch;
 pub mod fetch_command;
 pub mod healthcheck;
 pub mod http;
+pub mod kernels;
 pub mod metrics;
 pub mod model;
 pub mod models;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! directory ─ read ─▶ Directory ─ load ─▶ Box<dyn Model> ─ embed(TokenBatch) ─▶ Vectors
+//!                                          ├ fused      our kernels for the CPU
 //!                                          ├ packed     our padding-free forward on LibTorch
 //!                                          └ rust_bert  rust-bert's model, padded
 //! ```
@@ -11,11 +12,16 @@
 pub mod digests;
 pub mod directory;
 pub mod fake;
+#[cfg(target_arch = "x86_64")]
+mod fused;
 pub mod inventory;
+#[cfg(feature = "torch")]
 mod packed;
 pub mod pooling;
+#[cfg(feature = "torch")]
 mod rust_bert;
 mod tail;
+#[cfg(feature = "torch")]
 mod torch;
 pub mod weights;
 
@@ -23,8 +29,10 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
+#[cfg(feature = "torch")]
 use tch::TchError;
 
+use crate::kernels::cpu::{Cpu, InstructionSet};
 use crate::space;
 pub use directory::Directory;
 
@@ -40,15 +48,21 @@ pub enum Error {
     /// What was asked for cannot be had on this machine or with this model.
     #[error("{0}")]
     Unavailable(String),
+    /// Tokens that the model does not have.
+    #[error("{0}")]
+    Tokens(String),
     /// `LibTorch` failed.
+    #[cfg(feature = "torch")]
     #[error("LibTorch failed: {}", first_line(.0))]
     Torch(#[from] TchError),
     /// rust-bert failed.
+    #[cfg(feature = "torch")]
     #[error("rust-bert failed: {0}")]
     RustBert(String),
 }
 
 /// The message without the C++ stack that LibTorch appends to it.
+#[cfg(feature = "torch")]
 fn first_line(error: &TchError) -> String {
     error
         .to_string()
@@ -78,6 +92,17 @@ impl From<Vec<u32>> for Sequence {
     fn from(ids: Vec<u32>) -> Self {
         Self { unpooled: 0, second: ids.len(), ids }
     }
+}
+
+/// One text, or a pair of texts, of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Text<'a> {
+    /// Token ids.
+    pub ids: &'a [i64],
+    /// As [`Sequence::unpooled`].
+    pub unpooled: usize,
+    /// As [`Sequence::second`].
+    pub second: usize,
 }
 
 /// Token ids of several texts, one after the other, without padding.
@@ -147,6 +172,18 @@ impl TokenBatch {
         &self.unpooled
     }
 
+    /// Its texts, in order.
+    pub fn texts(&self) -> impl Iterator<Item = Text<'_>> {
+        let mut rest = self.ids.as_slice();
+        self.lengths.iter().zip(&self.unpooled).zip(&self.seconds).map(
+            move |((&length, &unpooled), &second)| {
+                let (ids, others) = rest.split_at(length as usize);
+                rest = others;
+                Text { ids, unpooled: unpooled as usize, second: second as usize }
+            },
+        )
+    }
+
     /// The segment (0 or 1) of each token; nothing where no text is a pair: all are of segment 0.
     pub fn segments(&self) -> Option<Vec<i64>> {
         if self.seconds == self.lengths {
@@ -193,6 +230,8 @@ pub trait Model: Send {
 /// Which implementation computes the encoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Implementation {
+    /// Our own kernels for the CPU, fused, in bfloat16.
+    Fused,
     /// Our padding-free forward on `LibTorch`, with oneDNN-prepacked linears.
     Packed,
     /// rust-bert's model, with padding.
@@ -204,6 +243,7 @@ pub enum Implementation {
 impl fmt::Display for Implementation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Fused => "fused",
             Self::Packed => "packed",
             Self::RustBert => "rust_bert",
             Self::Fake => "fake",
@@ -276,6 +316,8 @@ pub struct Preference {
     pub dtype: Option<Dtype>,
     /// Where.
     pub device: DeviceChoice,
+    /// With which instructions the fused implementation computes.
+    pub kernels: Option<InstructionSet>,
 }
 
 /// How a model is computed.
@@ -285,12 +327,19 @@ pub struct Plan {
     pub implementation: Implementation,
     /// In which number format.
     pub dtype: Dtype,
+    /// With which instructions, where the implementation is the fused one.
+    pub kernels: Option<InstructionSet>,
 }
 
 impl Plan {
-    /// Decides how to compute, from what is asked for and what the machine has.
+    /// Decides how to compute, from what is asked for, what the machine has, and whether the
+    /// fused kernels fit the model ([`fits_fused`]).
     /// The error tells the user what to change.
-    pub fn decide(preference: Preference, machine: Machine) -> Result<Self, Error> {
+    pub fn decide(
+        preference: Preference,
+        machine: Machine,
+        fits_fused: &Result<(), String>,
+    ) -> Result<Self, Error> {
         if let DeviceChoice::Cuda(index) = preference.device {
             return Err(Error::Unavailable(if machine.cuda_devices == 0 {
                 format!(
@@ -300,11 +349,53 @@ impl Plan {
                 format!("--device cuda:{index}: no implementation computes on a GPU yet; use --device cpu")
             }));
         }
-        let implementation = preference.implementation.unwrap_or(Implementation::Packed);
+        let kernels = match preference.kernels {
+            Some(wanted) if !machine.kernels.contains(&wanted) => {
+                return Err(Error::Unavailable(format!(
+                    "--kernels {wanted}: this CPU has {}; leave --kernels at auto",
+                    named(machine.kernels)
+                )));
+            }
+            Some(wanted) => Some(wanted),
+            None => machine.kernels.first().copied(),
+        };
+        let implementation = preference.implementation.unwrap_or(
+            if kernels.is_some() && preference.dtype != Some(Dtype::Float32) && fits_fused.is_ok() {
+                Implementation::Fused
+            } else {
+                Implementation::Packed
+            },
+        );
         let dtype = preference.dtype.unwrap_or(match implementation {
+            Implementation::Fused => Dtype::BFloat16,
             Implementation::Packed if machine.native_bf16 => Dtype::BFloat16,
             _ => Dtype::Float32,
         });
+        if implementation == Implementation::Fused {
+            let refused = |why: &str| {
+                Err(Error::Unavailable(format!(
+                    "--implementation fused: {why}; leave --implementation at auto"
+                )))
+            };
+            return match (kernels, fits_fused) {
+                _ if dtype == Dtype::Float32 => refused("it computes in bfloat16, not in float32"),
+                (None, _) => refused("it needs AVX-512 BF16, which this CPU lacks"),
+                (_, Err(why)) => refused(why),
+                (kernels, Ok(())) => Ok(Self { implementation, dtype, kernels }),
+            };
+        }
+        if !machine.libtorch {
+            let why = match (preference.implementation, kernels, fits_fused) {
+                (Some(other), ..) => format!("--implementation {other} needs it"),
+                (None, None, _) => "its own kernels need AVX-512 BF16, which this CPU lacks".to_owned(),
+                (None, _, Err(why)) => format!("its own kernels do not fit the model: {why}"),
+                (None, _, Ok(())) => "its own kernels compute in bfloat16, not in float32".to_owned(),
+            };
+            return Err(Error::Unavailable(format!(
+                "this build is without LibTorch, and {why}; use the build with it, which serves every model on \
+                 every CPU"
+            )));
+        }
         if implementation == Implementation::RustBert && dtype == Dtype::BFloat16 {
             return Err(Error::Unavailable(
                 "--implementation rust_bert computes in float32 only; leave --dtype at auto or float32"
@@ -318,8 +409,27 @@ impl Plan {
                     .into(),
             ));
         }
-        Ok(Self { implementation, dtype })
+        Ok(Self { implementation, dtype, kernels: None })
     }
+}
+
+fn named(sets: &[InstructionSet]) -> String {
+    if sets.is_empty() {
+        return "no instructions that it knows".to_owned();
+    }
+    sets.iter().map(|set| set.name()).collect::<Vec<_>>().join(" and ")
+}
+
+/// Whether the fused kernels fit the model; the error is a fragment that says what does not.
+#[cfg(target_arch = "x86_64")]
+pub fn fits_fused(directory: &Directory) -> Result<(), String> {
+    fused::fits(directory)
+}
+
+/// Whether the fused kernels fit the model; the error is a fragment that says what does not.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn fits_fused(_: &Directory) -> Result<(), String> {
+    Err("it is written for x86-64".into())
 }
 
 /// What the machine offers.
@@ -330,6 +440,10 @@ pub struct Machine {
     /// Whether `packed` can compute in bfloat16 at all, however slowly: oneDNN lays weights
     /// out for it only on such CPUs.
     pub can_bf16: bool,
+    /// What the fused kernels can compute with, the fastest first.
+    pub kernels: &'static [InstructionSet],
+    /// Whether this build has `LibTorch`.
+    pub libtorch: bool,
     /// How many GPUs `LibTorch` can use.
     pub cuda_devices: usize,
 }
@@ -349,21 +463,47 @@ impl Machine {
         // project has not measured it: float32 is the safe answer.
         #[cfg(not(target_arch = "x86_64"))]
         let (native_bf16, can_bf16) = (false, false);
-        Self { native_bf16, can_bf16, cuda_devices: usize::try_from(tch::Cuda::device_count()).unwrap_or(0) }
+        Self {
+            native_bf16,
+            can_bf16,
+            kernels: Cpu::this().sets(),
+            libtorch: cfg!(feature = "torch"),
+            #[cfg(feature = "torch")]
+            cuda_devices: usize::try_from(tch::Cuda::device_count()).unwrap_or(0),
+            #[cfg(not(feature = "torch"))]
+            cuda_devices: 0,
+        }
     }
 }
 
 /// Loads the model in `directory` as `plan` says; with the tensors that it computes with.
 pub fn load(directory: &Directory, plan: Plan) -> Result<(Box<dyn Model>, Vec<space::Tensor>), Error> {
     match plan.implementation {
+        #[cfg(target_arch = "x86_64")]
+        Implementation::Fused => {
+            let set = plan.kernels.ok_or_else(|| Error::Unavailable("no kernels were chosen".into()))?;
+            let (model, tensors) = fused::Bert::load(directory, set)?;
+            Ok((Box::new(model), tensors))
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        Implementation::Fused => {
+            Err(Error::Unavailable("the fused implementation is written for x86-64".into()))
+        }
+        #[cfg(feature = "torch")]
         Implementation::Packed => {
             let (model, tensors) = packed::Bert::load(directory, plan.dtype)?;
             Ok((Box::new(model), tensors))
         }
+        #[cfg(feature = "torch")]
         Implementation::RustBert => {
             let (model, tensors) = rust_bert::Bert::load(directory)?;
             Ok((Box::new(model), tensors))
         }
+        #[cfg(not(feature = "torch"))]
+        Implementation::Packed | Implementation::RustBert => Err(Error::Unavailable(format!(
+            "{} needs LibTorch, which this build is without",
+            plan.implementation
+        ))),
         Implementation::Fake => Ok((Box::new(fake::Fake::new(directory.dimensions())), Vec::new())),
     }
 }
@@ -374,7 +514,8 @@ pub fn load_path(path: &Path, plan: Plan) -> Result<Box<dyn Model>, Error> {
     load(&Directory::read(path)?, plan).map(|(model, _)| model)
 }
 
-/// Sets the number of threads that one operator may use on the calling thread.
+/// Sets the number of threads that one operator of `LibTorch` may use on the calling thread.
+#[cfg(feature = "torch")]
 pub fn set_operator_threads(threads: usize) {
     // A thread's first use of LibTorch overwrites its number with the one that any
     // thread set last; asking for the number is such a use.
@@ -382,62 +523,151 @@ pub fn set_operator_threads(threads: usize) {
     tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
 }
 
+/// Without `LibTorch`, a forward has one thread.
+#[cfg(not(feature = "torch"))]
+pub const fn set_operator_threads(_: usize) {}
+
 /// Prepares the calling thread for forwards: no autograd bookkeeping.
+#[cfg(feature = "torch")]
 pub fn enter_inference_mode() -> Result<(), Error> {
     Ok(torch::enter_inference_mode()?)
+}
+
+/// Prepares the calling thread for forwards.
+#[cfg(not(feature = "torch"))]
+pub const fn enter_inference_mode() -> Result<(), Error> {
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const BF16: Machine = Machine { native_bf16: true, can_bf16: true, cuda_devices: 0 };
-    const PLAIN: Machine = Machine { native_bf16: false, can_bf16: true, cuda_devices: 0 };
-    const OLD: Machine = Machine { native_bf16: false, can_bf16: false, cuda_devices: 0 };
+    use InstructionSet::{AmxBf16, Avx512Bf16};
+
+    const BF16: Machine = Machine {
+        native_bf16: true,
+        can_bf16: true,
+        kernels: &[Avx512Bf16],
+        libtorch: true,
+        cuda_devices: 0,
+    };
+    const AMX: Machine = Machine { kernels: &[AmxBf16, Avx512Bf16], ..BF16 };
+    const PLAIN: Machine = Machine { native_bf16: false, kernels: &[], ..BF16 };
+    const SMALL: Machine = Machine { libtorch: false, ..BF16 };
+    const SMALL_OLD: Machine = Machine { libtorch: false, ..PLAIN };
+    const OLD: Machine = Machine { can_bf16: false, ..PLAIN };
 
     fn preference(implementation: Option<Implementation>, dtype: Option<Dtype>) -> Preference {
-        Preference { implementation, dtype, device: DeviceChoice::Auto }
+        Preference { implementation, dtype, device: DeviceChoice::Auto, kernels: None }
     }
 
     #[test]
-    fn the_plan_follows_the_wish_and_then_the_machine() {
+    fn the_plan_follows_the_wish_and_then_the_machine_and_the_model() {
         use Dtype::{BFloat16, Float32};
-        use Implementation::{Packed, RustBert};
+        use Implementation::{Fused, Packed, RustBert};
+        let slower = Preference { kernels: Some(Avx512Bf16), ..preference(None, None) };
         let table = [
-            (preference(None, None), BF16, Packed, BFloat16),
-            (preference(None, None), PLAIN, Packed, Float32),
-            (preference(None, Some(Float32)), BF16, Packed, Float32),
-            (preference(None, Some(BFloat16)), PLAIN, Packed, BFloat16),
-            (preference(Some(RustBert), None), BF16, RustBert, Float32),
-            (preference(None, None), OLD, Packed, Float32),
+            (preference(None, None), BF16, true, Fused, BFloat16, Some(Avx512Bf16)),
+            (preference(None, None), AMX, true, Fused, BFloat16, Some(AmxBf16)),
+            (slower, AMX, true, Fused, BFloat16, Some(Avx512Bf16)),
+            (preference(None, None), SMALL, true, Fused, BFloat16, Some(Avx512Bf16)),
+            (preference(None, None), BF16, false, Packed, BFloat16, None),
+            (preference(Some(Packed), None), BF16, true, Packed, BFloat16, None),
+            (preference(None, None), PLAIN, true, Packed, Float32, None),
+            (preference(None, Some(Float32)), BF16, true, Packed, Float32, None),
+            (preference(None, Some(BFloat16)), BF16, true, Fused, BFloat16, Some(Avx512Bf16)),
+            (preference(None, Some(BFloat16)), PLAIN, true, Packed, BFloat16, None),
+            (preference(Some(RustBert), None), BF16, true, RustBert, Float32, None),
+            (preference(None, None), OLD, true, Packed, Float32, None),
         ];
-        for (wish, machine, implementation, dtype) in table {
+        for (wish, machine, fits, implementation, dtype, kernels) in table {
+            let fits = if fits { Ok(()) } else { Err("its heads are odd".to_owned()) };
             assert_eq!(
-                Plan::decide(wish, machine).unwrap(),
-                Plan { implementation, dtype },
-                "{wish:?} {machine:?}"
+                Plan::decide(wish, machine, &fits).unwrap(),
+                Plan { implementation, dtype, kernels },
+                "{wish:?} {machine:?} {fits:?}"
             );
         }
     }
 
     #[test]
     fn what_cannot_be_had_is_refused_with_what_to_do() {
-        let bf16 = preference(Some(Implementation::RustBert), Some(Dtype::BFloat16));
+        use Dtype::{BFloat16, Float32};
+        use Implementation::{Fused, RustBert};
         let cuda = Preference { device: DeviceChoice::Cuda(1), ..preference(None, None) };
-        for (wish, machine, expected) in [
+        let tiles = Preference { kernels: Some(AmxBf16), ..preference(None, None) };
+        let odd = || Err("its heads are odd".to_owned());
+        for (wish, machine, fits, expected) in [
             (
-                preference(None, Some(Dtype::BFloat16)),
+                preference(None, Some(BFloat16)),
                 OLD,
+                Ok(()),
                 "--dtype bfloat16: this CPU lacks what oneDNN needs for it (AVX-512 BW, VL and DQ, or AVX-NE-CONVERT); use --dtype float32",
             ),
             (
-                bf16,
+                preference(Some(RustBert), Some(BFloat16)),
                 BF16,
+                Ok(()),
                 "--implementation rust_bert computes in float32 only; leave --dtype at auto or float32",
             ),
-            (cuda, BF16, "--device cuda:1: this LibTorch is a CPU build or sees no GPU; use --device cpu"),
+            (
+                cuda,
+                BF16,
+                Ok(()),
+                "--device cuda:1: this LibTorch is a CPU build or sees no GPU; use --device cpu",
+            ),
+            (
+                preference(Some(Fused), None),
+                PLAIN,
+                Ok(()),
+                "--implementation fused: it needs AVX-512 BF16, which this CPU lacks; leave --implementation at auto",
+            ),
+            (
+                preference(Some(Fused), None),
+                BF16,
+                odd(),
+                "--implementation fused: its heads are odd; leave --implementation at auto",
+            ),
+            (
+                preference(Some(Fused), Some(Float32)),
+                BF16,
+                Ok(()),
+                "--implementation fused: it computes in bfloat16, not in float32; leave --implementation at auto",
+            ),
+            (
+                preference(None, None),
+                SMALL_OLD,
+                Ok(()),
+                "this build is without LibTorch, and its own kernels need AVX-512 BF16, which this CPU lacks; use the build with it, which serves every model on every CPU",
+            ),
+            (
+                preference(None, None),
+                SMALL,
+                odd(),
+                "this build is without LibTorch, and its own kernels do not fit the model: its heads are odd; use the build with it, which serves every model on every CPU",
+            ),
+            (
+                preference(None, Some(Float32)),
+                SMALL,
+                Ok(()),
+                "this build is without LibTorch, and its own kernels compute in bfloat16, not in float32; use the build with it, which serves every model on every CPU",
+            ),
+            (
+                preference(Some(RustBert), None),
+                SMALL,
+                Ok(()),
+                "this build is without LibTorch, and --implementation rust_bert needs it; use the build with it, which serves every model on every CPU",
+            ),
+            (tiles, BF16, Ok(()), "--kernels amx_bf16: this CPU has avx512_bf16; leave --kernels at auto"),
+            (
+                tiles,
+                PLAIN,
+                Ok(()),
+                "--kernels amx_bf16: this CPU has no instructions that it knows; leave --kernels at auto",
+            ),
         ] {
-            assert_eq!(Plan::decide(wish, machine).unwrap_err().to_string(), expected);
+            assert_eq!(Plan::decide(wish, machine, &fits).unwrap_err().to_string(), expected);
         }
     }
 

@@ -332,6 +332,14 @@ impl Models {
         metrics: &Arc<Metrics>,
     ) -> Result<(), LoadError> {
         let Loaded { model, tokenizer, about } = loaded;
+        let threads = match about.plan.implementation {
+            // Its forwards have one thread each: as many forwards, instead, as threads were asked for.
+            Implementation::Fused => Threads {
+                workers: settings.threads.workers * settings.threads.per_worker.max(1),
+                per_worker: 1,
+            },
+            _ => settings.threads,
+        };
         let queue = Queue::new(Policy {
             max_tokens: settings.max_batch_tokens,
             padded: about.plan.implementation == Implementation::RustBert,
@@ -345,7 +353,7 @@ impl Models {
                 metrics.batch(&name, &report);
             })
         };
-        let workers = Workers::start(name, model, about.dimensions, &queue, settings.threads, &on_batch)?;
+        let workers = Workers::start(name, model, about.dimensions, &queue, threads, &on_batch)?;
         self.heartbeats
             .write()
             .unwrap_or_else(PoisonError::into_inner)
@@ -358,7 +366,7 @@ impl Models {
             queue,
             limits: settings.limits,
             rate,
-            workers: settings.threads.workers,
+            workers: threads.workers,
         });
         self.set(name, State::Ready(Arc::new(embedder)));
         Ok(())
@@ -399,7 +407,7 @@ pub fn load(
     manner: &Manner,
 ) -> Result<Loaded, LoadError> {
     let directory = manner.applied(directory)?;
-    let plan = Plan::decide(preference, Machine::detect())?;
+    let plan = Plan::decide(preference, Machine::detect(), &model::fits_fused(&directory))?;
     let Encoder::Bert(config) = &directory.encoder;
     let tokenizer = Tokenizer::load(&directory, config.vocab_size)?;
     let (mut model, tensors) = model::load(&directory, plan)?;

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{DefaultModel, Serve, Sources};
 use crate::fetch::{self, Fetched, Log, Progress, Source};
+use crate::kernels::cpu::Cpu;
 use crate::metrics::Metrics;
 use crate::model::weights::Weights;
 use crate::model::{self, Directory};
@@ -57,7 +58,10 @@ pub fn run(config: Serve) -> anyhow::Result<()> {
     }
     // Decided once here too, so that a device or dtype that cannot be had is no
     // surprise of the first model.
-    model::Plan::decide(config.settings.preference, model::Machine::detect())?;
+    model::Plan::decide(config.settings.preference, model::Machine::detect(), &Ok(()))?;
+    if let Some(why) = Cpu::this().amx_refused() {
+        tracing::warn!("this CPU has AMX, and it is not used: {why}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.cpus)
         .thread_name("http")
@@ -274,6 +278,7 @@ impl Loader {
             pooling = about.pooling,
             implementation = %about.plan.implementation,
             dtype = %about.plan.dtype,
+            kernels = about.plan.kernels.map(tracing::field::display),
             space = %about.space(),
             seconds = begun.elapsed().as_secs_f64(),
             "ready"

@@ -143,7 +143,7 @@ async fn models_are_listed_in_our_shape_and_in_openais() {
         json!({"models": [{
             "name": "fake", "state": "ready", "source": "org/fake@0000", "architecture": "fake", "kind": "embedding", "dimensions": 4,
             "allowed_dimensions": [2, 4], "space": space(), "prompts": ["passage", "query"],
-            "max_tokens": 8, "pooling": "mean", "implementation": "fake", "dtype": "float32", "device": "cpu",
+            "max_tokens": 8, "pooling": "mean", "numerics": {"implementation": "fake", "dtype": "float32", "device": "cpu"},
         }]})
     );
     let model = json!({"id": "fake", "object": "model", "created": 0, "owned_by": "org"});

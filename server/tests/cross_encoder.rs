@@ -52,7 +52,7 @@ impl Ours {
 }
 
 const fn in_f32(implementation: Implementation) -> Plan {
-    Plan { implementation, dtype: Dtype::Float32 }
+    Plan { implementation, dtype: Dtype::Float32, kernels: None }
 }
 
 fn rows(value: &Value) -> Vec<Vec<f32>> {
@@ -136,7 +136,7 @@ fn scores_in_bfloat16_are_nearly_those_of_python() {
     }
     let mut ours = Ours::new(
         &cross_encoder("one"),
-        Plan { implementation: Implementation::Packed, dtype: Dtype::BFloat16 },
+        Plan { implementation: Implementation::Packed, dtype: Dtype::BFloat16, kernels: None },
     );
     let pairs = ours.pairs(&How::default());
     let away = difference(&ours.logits(&pairs), &rows(&python()["one"]["logits"]));

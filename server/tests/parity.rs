@@ -8,6 +8,7 @@ mod support;
 
 use std::sync::Arc;
 
+use embedding_server::kernels::cpu::{Cpu, InstructionSet};
 use embedding_server::metrics::Metrics;
 use embedding_server::model::{
     self, Directory, Dtype, Implementation, Machine, Plan, Preference, TokenBatch,
@@ -27,14 +28,23 @@ fn tokenized(texts: &[String]) -> Vec<Tokens> {
     texts.iter().map(|text| tokenizer.encode(text, &How::default()).unwrap()).collect()
 }
 
+const fn plan(implementation: Implementation, dtype: Dtype) -> Plan {
+    Plan { implementation, dtype, kernels: None }
+}
+
+const fn fused(set: InstructionSet) -> Plan {
+    Plan { kernels: Some(set), ..plan(Implementation::Fused, Dtype::BFloat16) }
+}
+
 /// The smallest cosine to the fixture over all texts, embedded in batches of
 /// `size` texts in order of length.
-fn smallest_cosine(implementation: Implementation, dtype: Dtype, size: usize) -> f64 {
+fn smallest_cosine(plan: Plan, size: usize) -> f64 {
+    let Plan { implementation, dtype, .. } = plan;
     let fixture = Golden::read();
     let tokens = tokenized(&fixture.texts);
     let mut order: Vec<usize> = (0..tokens.len()).collect();
     order.sort_by_key(|&index| tokens[index].len());
-    let mut model = model::load_path(&minilm(), Plan { implementation, dtype }).unwrap();
+    let mut model = model::load_path(&minilm(), plan).unwrap();
     let mut smallest = f64::INFINITY;
     for chunk in order.chunks(size) {
         let batch: TokenBatch = chunk.iter().map(|&index| &tokens[index].pieces[0]).collect();
@@ -71,13 +81,13 @@ fn every_text_has_as_many_tokens_as_in_python_and_long_ones_are_reported_as_cut(
 
 #[test]
 fn packed_fp32_vectors_are_those_of_python() {
-    let smallest = smallest_cosine(Implementation::Packed, Dtype::Float32, 16);
+    let smallest = smallest_cosine(plan(Implementation::Packed, Dtype::Float32), 16);
     assert!(smallest >= 0.99999, "{smallest}");
 }
 
 #[test]
 fn rust_bert_vectors_are_those_of_python() {
-    let smallest = smallest_cosine(Implementation::RustBert, Dtype::Float32, 16);
+    let smallest = smallest_cosine(plan(Implementation::RustBert, Dtype::Float32), 16);
     assert!(smallest >= 0.99999, "{smallest}");
 }
 
@@ -86,20 +96,45 @@ fn packed_bf16_vectors_are_nearly_those_of_python() {
     if !Machine::detect().can_bf16 {
         println!("this CPU cannot compute in bfloat16: only the refusal is tested");
         let wish = Preference { dtype: Some(Dtype::BFloat16), ..settings().preference };
-        let refusal = Plan::decide(wish, Machine::detect()).unwrap_err().to_string();
+        let refusal =
+            Plan::decide(wish, Machine::detect(), &Err("not asked".to_owned())).unwrap_err().to_string();
         assert!(refusal.starts_with("--dtype bfloat16: this CPU lacks"), "{refusal}");
         return;
     }
-    let smallest = smallest_cosine(Implementation::Packed, Dtype::BFloat16, 16);
+    let smallest = smallest_cosine(plan(Implementation::Packed, Dtype::BFloat16), 16);
     assert!(smallest >= 0.9997, "{smallest}");
 }
 
-/// The real model behind the real batcher, in fp32.
+/// Every set of instructions that this CPU has for the fused implementation; says which it lacks.
+fn kernels() -> &'static [InstructionSet] {
+    let sets = Cpu::this().sets();
+    for missing in InstructionSet::ALL.iter().filter(|set| !sets.contains(set)) {
+        println!("NOT RUN: fused vectors with {missing}, which this CPU lacks");
+    }
+    sets
+}
+
+#[test]
+fn fused_vectors_are_nearly_those_of_python_with_all_instructions_that_there_are() {
+    for &set in kernels() {
+        for size in [1, 16, 100] {
+            let smallest = smallest_cosine(fused(set), size);
+            assert!(smallest >= 0.9999, "{set}: {smallest}");
+        }
+    }
+    if kernels().is_empty() {
+        let wish = Preference { implementation: Some(Implementation::Fused), ..settings().preference };
+        let refusal = Plan::decide(wish, Machine::detect(), &Ok(())).unwrap_err().to_string();
+        assert!(refusal.contains("this CPU lacks"), "{refusal}");
+    }
+}
+
+/// The real model behind the real batcher, in fp32 where the implementation has it.
 fn in_service(name: &str, implementation: Implementation) -> (Arc<Models>, Arc<Metrics>) {
     let settings = Settings {
         preference: Preference {
             implementation: Some(implementation),
-            dtype: Some(Dtype::Float32),
+            dtype: (implementation != Implementation::Fused).then_some(Dtype::Float32),
             ..settings().preference
         },
         threads: Threads { workers: 2, per_worker: 1 },
@@ -127,7 +162,8 @@ fn observations(metrics: &Metrics, histogram: &str, bound: &str) -> (u64, u64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vector_does_not_depend_on_what_its_text_was_batched_with() {
     let fixture = Golden::read();
-    for implementation in [Implementation::Packed, Implementation::RustBert] {
+    let fused = (!kernels().is_empty()).then_some(Implementation::Fused);
+    for implementation in [Implementation::Packed, Implementation::RustBert].into_iter().chain(fused) {
         let (models, metrics) = in_service("minilm", implementation);
         let front_door = models.get(None).unwrap().embedder;
         // Texts of every kind of length, the very long ones among them.
@@ -184,13 +220,17 @@ async fn a_vector_does_not_depend_on_what_its_text_was_batched_with() {
 
 /// Vectors of a few texts, in fp32.
 fn embed(written: &Written, implementation: Implementation) -> Vec<Vec<f32>> {
+    embed_by(written, plan(implementation, Dtype::Float32))
+}
+
+/// Vectors of a few texts.
+fn embed_by(written: &Written, plan: Plan) -> Vec<Vec<f32>> {
     let directory = Directory::read(written.path()).unwrap();
     let tokenizer = Tokenizer::load(&directory, 30_522).unwrap();
     let texts = ["", "a few words", "a few more words than that", "one two three"];
     let tokens: Vec<Tokens> =
         texts.iter().map(|text| tokenizer.encode(text, &How::default()).unwrap()).collect();
     let batch: TokenBatch = tokens.iter().map(|tokens| &tokens.pieces[0]).collect();
-    let plan = Plan { implementation, dtype: Dtype::Float32 };
     let values = model::load_path(written.path(), plan).unwrap().embed(&batch).unwrap();
     values.chunks_exact(directory.dimensions()).map(<[f32]>::to_vec).collect()
 }
@@ -229,6 +269,52 @@ fn packed_and_rust_bert_agree_on_every_configuration_that_both_know() {
         let same = packed.iter().zip(&plain).all(|(a, b)| cosine(a, b) > 0.99999);
         assert_eq!(same, matches!(name, "mean" | "not normalised" | "gelu_new"), "{name}");
     }
+}
+
+#[test]
+fn fused_agrees_with_packed_on_every_configuration() {
+    type Change = fn(&mut Tiny);
+    let table: [(&str, (usize, usize, usize), Change); 10] = [
+        ("heads of 32", (64, 2, 128), |_| {}),
+        ("heads of 64", (128, 2, 64), |_| {}),
+        ("an inner width that has to be padded", (96, 3, 100), |_| {}),
+        ("one head", (32, 1, 33), |_| {}),
+        ("cls", (64, 2, 128), |tiny| tiny.pooling = json!({"pooling_mode_cls_token": true})),
+        ("max", (64, 2, 128), |tiny| tiny.pooling = json!({"pooling_mode": "max"})),
+        ("last token", (64, 2, 128), |tiny| tiny.pooling = json!({"pooling_mode": "lasttoken"})),
+        ("relu", (64, 2, 128), |tiny| tiny.config["hidden_act"] = json!("relu")),
+        ("gelu_new", (64, 2, 128), |tiny| tiny.config["hidden_act"] = json!("gelu_new")),
+        ("not normalised", (64, 2, 128), |tiny| drop(tiny.modules.as_array_mut().unwrap().pop())),
+    ];
+    for &set in kernels() {
+        for (name, (hidden, heads, inner), change) in &table {
+            let mut tiny = Tiny::sized(*hidden, *heads, *inner);
+            change(&mut tiny);
+            let written = tiny.write();
+            let packed = embed(&written, Implementation::Packed);
+            assert_same(&format!("{name}, {set}"), &embed_by(&written, fused(set)), &packed, 0.9995);
+
+            let directory = Directory::read(written.path()).unwrap();
+            let space = |plan| {
+                let (_, tensors) = model::load(&directory, plan).unwrap();
+                directory.fingerprint(tensors).unwrap().with_prompts(&directory.prompts, None)
+            };
+            assert_eq!(
+                space(fused(set)),
+                space(plan(Implementation::Packed, Dtype::Float32)),
+                "the same space, {name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_model_that_the_kernels_do_not_fit_is_computed_by_packed() {
+    let directory = Directory::read(Tiny::new().write().path()).unwrap();
+    let why = model::fits_fused(&directory).unwrap_err();
+    assert!(why.starts_with("its attention heads are 8 wide"), "{why}");
+    let plan = Plan::decide(settings().preference, Machine::detect(), &Err(why)).unwrap();
+    assert_eq!(plan.implementation, Implementation::Packed);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use embedding_server::kernels::cpu::{Cpu, InstructionSet};
 use hub::{FakeHub, Fault, Tree};
 use serde_json::{Value, json};
 use support::process::{Server, command, send};
@@ -52,8 +53,41 @@ fn real_vectors_over_real_http() {
     let openai = server.post("/v1/embeddings", &json!({"input": HELLO.0, "model": "minilm"})).json();
     let openai: Vec<f32> = serde_json::from_value(openai["data"][0]["embedding"].clone()).unwrap();
     assert!(cosine(&openai, &vector) > 0.999_999);
-    assert_eq!(server.get("/models").json()["models"][0]["implementation"], "packed");
-    assert_eq!(server.get("/models").json()["models"][0]["dtype"], "float32");
+    assert_eq!(server.get("/models").json()["models"][0]["numerics"]["implementation"], "packed");
+    assert_eq!(server.get("/models").json()["models"][0]["numerics"]["dtype"], "float32");
+}
+
+#[test]
+fn the_fastest_kernels_of_the_cpu_compute_or_those_that_were_asked_for() {
+    let numerics = |options: &[&str]| {
+        let server = Server::healthy(&[&["--model", &model("mini")], options].concat());
+        let vector = vectors(&server.post("/embeddings", &json!({"texts": [HELLO.0]})).json()).remove(0);
+        (server.get("/models").json()["models"][0]["numerics"].clone(), vector)
+    };
+    let (auto, vector) = numerics(&[]);
+    let sets = Cpu::this().sets();
+    let Some(fastest) = sets.first() else {
+        println!("NOT RUN: fused kernels in a server; this CPU has no AVX-512 BF16");
+        assert_eq!(auto["implementation"], "packed");
+        return;
+    };
+    let fused =
+        |set: &str| json!({"implementation": "fused", "dtype": "bfloat16", "kernels": set, "device": "cpu"});
+    assert_eq!(auto, fused(fastest.name()));
+    for set in InstructionSet::ALL {
+        if sets.contains(&set) {
+            let (forced, other) = numerics(&["--kernels", set.name()]);
+            assert_eq!(forced, fused(set.name()));
+            assert!(cosine(&other, &vector) > 0.9999, "{set}");
+        } else {
+            println!("NOT RUN: a server with {set}, which this CPU lacks: only the refusal is tested");
+            let arguments = ["serve", "--model", &model("mini"), "--kernels", set.name()];
+            let refused = command(&arguments).output().unwrap();
+            assert!(!refused.status.success());
+            let stderr = String::from_utf8_lossy(&refused.stderr);
+            assert!(stderr.contains(&format!("--kernels {set}: this CPU has")), "{stderr}");
+        }
+    }
 }
 
 #[test]
@@ -74,7 +108,11 @@ fn several_models_and_either_implementation_in_one_server_each() {
         assert_eq!((&body["model"], &body["dimensions"]), (&json!(name), &json!(dimensions)));
     }
     for model in server.get("/models").json()["models"].as_array().unwrap() {
-        assert_eq!((&model["implementation"], &model["dtype"]), (&json!("rust_bert"), &json!("float32")));
+        let numerics = &model["numerics"];
+        assert_eq!(
+            (&numerics["implementation"], &numerics["dtype"]),
+            (&json!("rust_bert"), &json!("float32"))
+        );
     }
     assert_eq!(server.post("/embeddings", &json!({"texts": ["a"]})).status, 400);
 }

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use super::SharedState;
 use super::refusals::{AnyErrors, Own};
+use crate::kernels::cpu::InstructionSet;
 use crate::models::State as ModelState;
 use crate::scores::Kind;
 
@@ -66,8 +67,18 @@ struct Ready {
     /// The longest text in tokens, special ones included.
     max_tokens: usize,
     pooling: &'static str,
+    numerics: Numerics,
+}
+
+/// How vectors are computed. It is no part of the space: it changes them by less than their
+/// neighbours differ.
+#[derive(Serialize, ToSchema)]
+struct Numerics {
     implementation: String,
     dtype: String,
+    /// With which instructions of the CPU, where the implementation is the fused one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernels: Option<&'static str>,
     device: &'static str,
 }
 
@@ -103,9 +114,12 @@ pub(super) async fn list(State(shared): SharedState) -> Response {
                     default_prompt: about.offer.default_prompt.clone(),
                     max_tokens: about.max_tokens,
                     pooling: about.pooling,
-                    implementation: about.plan.implementation.to_string(),
-                    dtype: about.plan.dtype.to_string(),
-                    device: "cpu",
+                    numerics: Numerics {
+                        implementation: about.plan.implementation.to_string(),
+                        dtype: about.plan.dtype.to_string(),
+                        kernels: about.plan.kernels.map(InstructionSet::name),
+                        device: "cpu",
+                    },
                 }))
             }
         }

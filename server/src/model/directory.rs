@@ -94,6 +94,28 @@ pub struct BertConfig {
     pub layer_norm_eps: f64,
 }
 
+/// The activation of BERT's feed-forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HiddenAct {
+    /// GELU by the error function.
+    Gelu,
+    /// GELU by the tanh approximation.
+    GeluTanh,
+    /// max(0, x).
+    Relu,
+}
+
+impl BertConfig {
+    /// What `hidden_act`, which was checked, stands for.
+    pub fn activation(&self) -> HiddenAct {
+        match self.hidden_act.as_str() {
+            "relu" => HiddenAct::Relu,
+            "gelu_new" | "gelu_pytorch_tanh" => HiddenAct::GeluTanh,
+            _ => HiddenAct::Gelu,
+        }
+    }
+}
+
 fn default_activation() -> String {
     "gelu".to_owned()
 }

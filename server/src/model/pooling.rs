@@ -1,8 +1,10 @@
 //! From token states to one vector a text (`sentence_transformers.models.Pooling`).
 
 use serde_json::Value;
+#[cfg(feature = "torch")]
 use tch::{Kind, TchError, Tensor};
 
+#[cfg(feature = "torch")]
 use super::torch::{Reduce, segment_reduce};
 
 /// Which token states make the vector.
@@ -90,11 +92,44 @@ impl Pooling {
         }
     }
 
-    /// Pools packed token states.
+    /// Pools the token states of one text, `[tokens, width]` row by row, into `vector` `[width]`.
+    /// The first `unpooled` tokens, fewer than all, take no part in a mean or a maximum.
+    pub(crate) fn text(self, states: &[f32], unpooled: usize, vector: &mut [f32]) {
+        let width = vector.len();
+        let mut rows = states.chunks_exact(width);
+        match self.mode {
+            Mode::Cls => vector.copy_from_slice(&states[..width]),
+            Mode::LastToken => vector.copy_from_slice(&states[states.len() - width..]),
+            Mode::Mean => {
+                vector.fill(0.0);
+                let count = (rows.len() - unpooled) as f32;
+                for row in rows.skip(unpooled) {
+                    vector.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+                }
+                for sum in vector.iter_mut() {
+                    *sum /= count;
+                }
+            }
+            Mode::Max => {
+                vector.copy_from_slice(rows.nth(unpooled).unwrap_or_default());
+                for row in rows {
+                    // A NaN stays one: `f32::max` would hide it.
+                    vector.iter_mut().zip(row).for_each(|(most, value)| {
+                        if *value > *most || value.is_nan() {
+                            *most = *value;
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    /// Pools packed token states on `LibTorch`.
     ///
     /// `states` is `[rows, hidden]`; text *i* owns `lengths[i]` rows, in order, and
     /// rows after the last text are ignored. The first `unpooled[i]` of them, fewer than
     /// all, take no part in a mean or a maximum. Result: `[texts, hidden]`, f32.
+    #[cfg(feature = "torch")]
     pub(crate) fn forward(
         self,
         states: &Tensor,
@@ -166,7 +201,7 @@ mod tests {
 
     #[test]
     fn each_mode_pools_its_own_rows_and_ignores_the_padding() {
-        let states = Tensor::from_slice2(&[[1.0f32, -10.0], [3.0, -2.0], [5.0, 6.0], [99.0, 99.0]]);
+        let states = [[1.0f32, -10.0], [3.0, -2.0], [5.0, 6.0], [99.0, 99.0]];
         let table = [
             (Mode::Mean, [2.0f32, -6.0, 5.0, 6.0]),
             (Mode::Cls, [1.0, -10.0, 5.0, 6.0]),
@@ -174,14 +209,13 @@ mod tests {
             (Mode::LastToken, [3.0, -2.0, 5.0, 6.0]),
         ];
         for (mode, expected) in table {
-            let pooled = Pooling { mode, include_prompt: true }.forward(&states, &[2, 1], &[0, 0]).unwrap();
-            assert_eq!(Vec::<f32>::try_from(pooled.view(-1)).unwrap(), expected, "{mode:?}");
+            assert_eq!(pooled(mode, &states, &[2, 1], &[0, 0]), expected, "{mode:?}");
         }
     }
 
     #[test]
     fn a_prompt_that_is_not_to_be_pooled_is_left_out_of_means_and_maxima() {
-        let states = Tensor::from_slice2(&[[9.0f32, 9.0], [1.0, -10.0], [3.0, -2.0], [5.0, 6.0]]);
+        let states = [[9.0f32, 9.0], [1.0, -10.0], [3.0, -2.0], [5.0, 6.0]];
         let table = [
             (Mode::Mean, [2.0f32, -6.0, 5.0, 6.0]),
             (Mode::Max, [3.0, -2.0, 5.0, 6.0]),
@@ -189,8 +223,27 @@ mod tests {
             (Mode::LastToken, [3.0, -2.0, 5.0, 6.0]),
         ];
         for (mode, expected) in table {
-            let pooled = Pooling { mode, include_prompt: false }.forward(&states, &[3, 1], &[1, 0]).unwrap();
-            assert_eq!(Vec::<f32>::try_from(pooled.view(-1)).unwrap(), expected, "{mode:?}");
+            assert_eq!(pooled(mode, &states, &[3, 1], &[1, 0]), expected, "{mode:?}");
         }
+    }
+
+    /// What both ways to pool make of the texts, row by row.
+    fn pooled(mode: Mode, states: &[[f32; 2]], lengths: &[i64], unpooled: &[i64]) -> Vec<f32> {
+        let pooling = Pooling { mode, include_prompt: false };
+        let mut rest = states.as_flattened();
+        let mut vectors = Vec::new();
+        for (&length, &unpooled) in lengths.iter().zip(unpooled) {
+            let (own, others) = rest.split_at(2 * length as usize);
+            let mut vector = [0.0; 2];
+            pooling.text(own, unpooled as usize, &mut vector);
+            vectors.extend(vector);
+            rest = others;
+        }
+        #[cfg(feature = "torch")]
+        {
+            let tensor = pooling.forward(&Tensor::from_slice2(states), lengths, unpooled).unwrap();
+            assert_eq!(Vec::<f32>::try_from(tensor.view(-1)).unwrap(), vectors, "{mode:?}");
+        }
+        vectors
     }
 }

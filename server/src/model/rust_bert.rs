@@ -7,7 +7,7 @@ use rust_bert::bert::{BertConfig, BertEmbeddings, BertModel};
 use tch::{Device, TchError, Tensor, nn};
 
 use super::directory::Encoder;
-use super::tail::{Tail, values};
+use super::tail::tensors::{Tail, values};
 use super::weights::Weights;
 use super::{Directory, Error, Model, TokenBatch};
 use crate::space;

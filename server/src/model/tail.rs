@@ -5,33 +5,70 @@
 //! It runs in f32 whatever the encoder's dtype: it is a vanishing part of the
 //! work, and its rounding would go straight into the vectors.
 
-use tch::{Device, Kind, TchError, Tensor};
+#[cfg(feature = "torch")]
+pub(super) mod tensors;
 
 use super::directory::{self, DenseActivation, Directory};
 use super::pooling::Pooling;
 use super::weights::{self, Weights};
-use super::{Error, TokenBatch};
 use crate::space;
 
+/// A module after the pooling, with its weights.
 #[derive(Debug)]
-enum Module {
-    Dense { weight: Tensor, bias: Option<Tensor>, activation: DenseActivation },
+pub(super) enum Module {
+    /// `activation(weight x + bias)`.
+    Dense {
+        /// `[out_features, in_features]`, row by row.
+        weight: Vec<f32>,
+        /// `[out_features]`; zeros where the module has none.
+        bias: Vec<f32>,
+        /// What follows.
+        activation: DenseActivation,
+    },
+    /// Division by the norm.
     Normalize,
 }
 
-/// The modules after the encoder, with their weights.
+/// What a norm is at least, so that a zero vector stays zero (`torch.nn.functional.normalize`).
+const LEAST_NORM: f64 = 1e-12;
+
+impl Module {
+    /// What it makes of one vector.
+    fn forward(&self, mut vector: Vec<f32>) -> Vec<f32> {
+        match self {
+            Self::Normalize => {
+                let squares: f64 = vector.iter().map(|&value| f64::from(value).powi(2)).sum();
+                let norm = squares.sqrt().max(LEAST_NORM) as f32;
+                for value in &mut vector {
+                    *value /= norm;
+                }
+                vector
+            }
+            Self::Dense { weight, bias, activation } => {
+                let row = |(weights, bias): (&[f32], &f32)| {
+                    let products = weights.iter().zip(&vector).map(|(&w, &x)| f64::from(w) * f64::from(x));
+                    let y = products.sum::<f64>() as f32 + bias;
+                    match activation {
+                        DenseActivation::Identity => y,
+                        DenseActivation::Tanh => y.tanh(),
+                    }
+                };
+                weight.chunks_exact(vector.len()).zip(bias).map(row).collect()
+            }
+        }
+    }
+}
+
+/// The pooling and the modules after it, computed without `LibTorch`.
 #[derive(Debug)]
-pub(crate) struct Tail {
+pub(super) struct Tail {
     pooling: Pooling,
     modules: Vec<Module>,
 }
 
 impl Tail {
-    /// Loads the dense layers' weights onto `device`; with the tensors that were read.
-    pub(crate) fn load(
-        directory: &Directory,
-        device: Device,
-    ) -> Result<(Self, Vec<space::Tensor>), weights::Error> {
+    /// Reads the modules' weights; with the tensors that were read.
+    pub(super) fn read(directory: &Directory) -> Result<(Self, Vec<space::Tensor>), weights::Error> {
         let mut read = Vec::new();
         let modules = directory
             .unnormalized_tail()
@@ -42,66 +79,29 @@ impl Tail {
                 directory::Tail::Dense(dense) => {
                     let weights = Weights::open(&dense.path)?;
                     let name = |part: &str| format!("{}.{part}", dense.tensors);
-                    let weight = weights.get(&name("weight"), &[dense.out_features, dense.in_features])?;
-                    let bias = dense.bias.then(|| weights.get(&name("bias"), &[dense.out_features]));
-                    let bias = bias.transpose()?;
+                    let weight = weights.values(&name("weight"), &[dense.out_features, dense.in_features])?;
+                    let bias = if dense.bias {
+                        weights.values(&name("bias"), &[dense.out_features])?
+                    } else {
+                        vec![0.0; dense.out_features as usize]
+                    };
                     // By its place among the modules: two can have tensors of one name.
                     read.extend(weights.into_read().into_iter().map(|tensor| space::Tensor {
                         name: format!("module.{place}.{}", tensor.name),
                         ..tensor
                     }));
-                    Ok(Module::Dense {
-                        weight: weight.f_to_device(device)?,
-                        bias: bias.map(|bias| bias.f_to_device(device)).transpose()?,
-                        activation: dense.activation,
-                    })
+                    Ok(Module::Dense { weight, bias, activation: dense.activation })
                 }
             })
             .collect::<Result<_, weights::Error>>()?;
         Ok((Self { pooling: directory.pooling, modules }, read))
     }
 
-    /// A second handle on the same weights.
-    pub(crate) fn share(&self) -> Self {
-        let share = |module: &Module| match module {
-            Module::Normalize => Module::Normalize,
-            Module::Dense { weight, bias, activation } => Module::Dense {
-                weight: weight.shallow_clone(),
-                bias: bias.as_ref().map(Tensor::shallow_clone),
-                activation: *activation,
-            },
-        };
-        Self { pooling: self.pooling, modules: self.modules.iter().map(share).collect() }
+    /// The states of one text's tokens `[tokens, hidden]` → its vector. The first `unpooled` tokens,
+    /// fewer than all, take no part in a mean or a maximum.
+    pub(super) fn text(&self, states: &[f32], hidden: usize, unpooled: usize) -> Vec<f32> {
+        let mut vector = vec![0.0; hidden];
+        self.pooling.text(states, unpooled, &mut vector);
+        self.modules.iter().fold(vector, |vector, module| module.forward(vector))
     }
-
-    /// Packed token states `[rows, hidden]` → one vector a text `[texts, dimensions]`, f32.
-    pub(crate) fn forward(&self, states: &Tensor, batch: &TokenBatch) -> Result<Tensor, TchError> {
-        let mut vectors = self.pooling.forward(states, batch.lengths(), batch.unpooled())?;
-        for module in &self.modules {
-            vectors = match module {
-                Module::Normalize => {
-                    // torch.nn.functional.normalize: the floor keeps a zero vector zero.
-                    let norm = vectors.f_norm_scalaropt_dim(2, [1i64], true)?.f_clamp_min(1e-12)?;
-                    vectors.f_div(&norm)?
-                }
-                Module::Dense { weight, bias, activation } => {
-                    let y = vectors.f_matmul(&weight.f_transpose(0, 1)?)?;
-                    let y = bias.as_ref().map_or_else(|| Ok(y.shallow_clone()), |bias| y.f_add(bias))?;
-                    match activation {
-                        DenseActivation::Identity => y,
-                        DenseActivation::Tanh => y.f_tanh()?,
-                    }
-                }
-            };
-        }
-        Ok(vectors)
-    }
-}
-
-/// The values of a tensor on any device, row by row, as f32.
-pub(crate) fn values(tensor: &Tensor) -> Result<Vec<f32>, Error> {
-    let tensor = tensor.f_contiguous()?.f_to_kind(Kind::Float)?;
-    let mut values = vec![0.0; tensor.numel()];
-    tensor.f_copy_data(&mut values, tensor.numel())?;
-    Ok(values)
 }

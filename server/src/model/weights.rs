@@ -14,11 +14,13 @@ use std::path::{Path, PathBuf};
 
 use super::digests::Digests;
 use crate::space;
+use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use tch::{Kind, TchError, Tensor};
+#[cfg(feature = "torch")]
+use tch::{TchError, Tensor};
 
 /// Why weights cannot be loaded: the file, and what is wrong with it.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +66,7 @@ pub enum Error {
         problem: String,
     },
     /// `LibTorch` failed.
+    #[cfg(feature = "torch")]
     #[error("LibTorch failed while loading weights")]
     Torch(#[from] TchError),
 }
@@ -270,18 +273,18 @@ impl Weights {
         self.find(name, shape).map(drop)
     }
 
-    /// The tensor `name` of shape `shape`, as f32 on the CPU.
-    pub fn get(&self, name: &str, shape: &[i64]) -> Result<Tensor, Error> {
+    /// The values of the tensor `name` of shape `shape`, row by row.
+    pub fn values(&self, name: &str, shape: &[i64]) -> Result<Vec<f32>, Error> {
         let (shard, info) = self.find(name, shape)?;
         let (published, name) = (name, format!("{}{name}", self.prefix));
         let wrong = |problem| Error::Tensor { path: shard.path.clone(), tensor: name.clone(), problem };
-        let kind = match info.dtype {
-            Dtype::F32 => Kind::Float,
-            Dtype::F16 => Kind::Half,
-            Dtype::BF16 => Kind::BFloat16,
+        let bytes = shard.bytes(info)?;
+        let values: Vec<f32> = match info.dtype {
+            Dtype::F32 => numbers(&bytes, f32::from_le_bytes),
+            Dtype::F16 => numbers(&bytes, |two| f16::from_le_bytes(two).to_f32()),
+            Dtype::BF16 => numbers(&bytes, |two| bf16::from_le_bytes(two).to_f32()),
             other => return Err(wrong(format!("has dtype {other:?}; supported: F32, F16, BF16"))),
         };
-        let bytes = shard.bytes(info)?;
         self.read.borrow_mut().push(space::Tensor {
             // TensorFlow's names of the same two.
             name: published
@@ -291,13 +294,31 @@ impl Weights {
             shape: info.shape.clone(),
             sha256: self.digests.get(&name).unwrap_or_else(|| Sha256::digest(&bytes).into()),
         });
-        let tensor = Tensor::f_from_data_size(&bytes, shape, kind)?.f_to_kind(Kind::Float)?;
-        // NaN and infinity survive the sum; finite weights cannot overflow it in f64.
-        if !tensor.f_sum(Kind::Double)?.f_double_value(&[])?.is_finite() {
-            return Err(wrong("has values that are not finite (NaN or infinity)".into()));
+        if values.iter().all(|value| value.is_finite()) {
+            Ok(values)
+        } else {
+            Err(wrong("has values that are not finite (NaN or infinity)".into()))
         }
-        Ok(tensor)
     }
+
+    /// The weight and the bias of the `LayerNorm` `name`, which may have TensorFlow's names for them.
+    pub(super) fn layer_norm(&self, name: &str, width: i64) -> Result<[Vec<f32>; 2], Error> {
+        let old = !self.contains(&format!("{name}.weight")) && self.contains(&format!("{name}.gamma"));
+        let (weight, bias) = if old { ("gamma", "beta") } else { ("weight", "bias") };
+        let get = |part: &str| self.values(&format!("{name}.{part}"), &[width]);
+        Ok([get(weight)?, get(bias)?])
+    }
+
+    /// The tensor `name` of shape `shape`, as f32 on the CPU.
+    #[cfg(feature = "torch")]
+    pub fn get(&self, name: &str, shape: &[i64]) -> Result<Tensor, Error> {
+        Ok(Tensor::f_from_slice(&self.values(name, shape)?)?.f_reshape(shape)?)
+    }
+}
+
+/// The numbers in `bytes`, each of `N` bytes.
+fn numbers<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|&bytes| number(bytes)).collect()
 }
 
 fn shard_paths(index: &Path) -> Result<Vec<PathBuf>, Error> {

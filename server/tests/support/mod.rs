@@ -49,7 +49,12 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
 /// Settings of a small server.
 pub fn settings() -> Settings {
     Settings {
-        preference: Preference { implementation: None, dtype: None, device: DeviceChoice::Auto },
+        preference: Preference {
+            implementation: None,
+            dtype: None,
+            device: DeviceChoice::Auto,
+            kernels: None,
+        },
         threads: Threads { workers: 2, per_worker: 1 },
         max_batch_tokens: 1024,
         limits: Limits { max_texts: 100, max_waiting_texts: 150 },
@@ -78,7 +83,7 @@ pub fn loaded(fake: &Fake) -> Loaded {
         about: About {
             architecture: "fake",
             kind: Kind::Embedding,
-            plan: Plan { implementation: Implementation::Fake, dtype: Dtype::Float32 },
+            plan: Plan { implementation: Implementation::Fake, dtype: Dtype::Float32, kernels: None },
             dimensions: 4,
             max_tokens: 8,
             pooling: "mean",

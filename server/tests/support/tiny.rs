@@ -76,6 +76,11 @@ impl Written {
 impl Tiny {
     /// Two layers, 16 dimensions, `MiniLM`'s tokenizer.
     pub fn new() -> Self {
+        Self::sized(HIDDEN, 2, INNER)
+    }
+
+    /// The same with other sizes.
+    pub fn sized(hidden: usize, heads: usize, inner: usize) -> Self {
         let mut tensors = BTreeMap::new();
         let mut seed = 1u32;
         let mut add = |name: String, shape: &[usize], center: f32| {
@@ -88,19 +93,19 @@ impl Tiny {
                 .collect();
             tensors.insert(name, Stored { shape: shape.to_vec(), values, dtype: Dtype::F32 });
         };
-        add("embeddings.word_embeddings.weight".into(), &[VOCABULARY, HIDDEN], 0.0);
-        add("embeddings.position_embeddings.weight".into(), &[POSITIONS, HIDDEN], 0.0);
-        add("embeddings.token_type_embeddings.weight".into(), &[2, HIDDEN], 0.0);
+        add("embeddings.word_embeddings.weight".into(), &[VOCABULARY, hidden], 0.0);
+        add("embeddings.position_embeddings.weight".into(), &[POSITIONS, hidden], 0.0);
+        add("embeddings.token_type_embeddings.weight".into(), &[2, hidden], 0.0);
         let mut norms = vec!["embeddings.LayerNorm".to_owned()];
         for layer in 0..LAYERS {
             let name = |part: &str| format!("encoder.layer.{layer}.{part}");
             for (part, out, input) in [
-                ("attention.self.query", HIDDEN, HIDDEN),
-                ("attention.self.key", HIDDEN, HIDDEN),
-                ("attention.self.value", HIDDEN, HIDDEN),
-                ("attention.output.dense", HIDDEN, HIDDEN),
-                ("intermediate.dense", INNER, HIDDEN),
-                ("output.dense", HIDDEN, INNER),
+                ("attention.self.query", hidden, hidden),
+                ("attention.self.key", hidden, hidden),
+                ("attention.self.value", hidden, hidden),
+                ("attention.output.dense", hidden, hidden),
+                ("intermediate.dense", inner, hidden),
+                ("output.dense", hidden, inner),
             ] {
                 add(name(&format!("{part}.weight")), &[out, input], 0.0);
                 add(name(&format!("{part}.bias")), &[out], 0.0);
@@ -108,18 +113,18 @@ impl Tiny {
             norms.extend([name("attention.output.LayerNorm"), name("output.LayerNorm")]);
         }
         for norm in norms {
-            add(format!("{norm}.weight"), &[HIDDEN], 1.0);
-            add(format!("{norm}.bias"), &[HIDDEN], 0.0);
+            add(format!("{norm}.weight"), &[hidden], 1.0);
+            add(format!("{norm}.bias"), &[hidden], 0.0);
         }
         Self {
             config: json!({
                 "model_type": "bert",
                 "architectures": ["BertModel"],
                 "vocab_size": VOCABULARY,
-                "hidden_size": HIDDEN,
+                "hidden_size": hidden,
                 "num_hidden_layers": LAYERS,
-                "num_attention_heads": 2,
-                "intermediate_size": INNER,
+                "num_attention_heads": heads,
+                "intermediate_size": inner,
                 "hidden_act": "gelu",
                 "attention_probs_dropout_prob": 0.1,
                 "hidden_dropout_prob": 0.1,
@@ -133,7 +138,7 @@ impl Tiny {
                 {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
                 {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
             ]),
-            pooling: json!({"word_embedding_dimension": HIDDEN, "pooling_mode_mean_tokens": true}),
+            pooling: json!({"word_embedding_dimension": hidden, "pooling_mode_mean_tokens": true}),
             tensors,
             files: Vec::new(),
         }

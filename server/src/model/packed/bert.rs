@@ -2,8 +2,8 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::model::directory::{BertConfig, Encoder};
-use crate::model::tail::{Tail, values};
+use crate::model::directory::{BertConfig, Encoder, HiddenAct};
+use crate::model::tail::tensors::{Tail, values};
 use crate::model::torch::{Activation, Linear, packed_attention};
 use crate::model::weights::Weights;
 use crate::model::{Directory, Dtype, Error, Model, TokenBatch};
@@ -21,13 +21,10 @@ struct LayerNorm {
 
 impl LayerNorm {
     fn load(weights: &Weights, name: &str, config: &BertConfig, kind: Kind) -> Result<Self, Error> {
-        // TensorFlow's names, kept by checkpoints that were converted from it.
-        let (weight, bias) =
-            if weights.contains(&format!("{name}.gamma")) { ("gamma", "beta") } else { ("weight", "bias") };
-        let get = |part: &str| weights.get(&format!("{name}.{part}"), &[config.hidden_size]);
+        let [weight, bias] = weights.layer_norm(name, config.hidden_size)?;
         Ok(Self {
-            weight: get(weight)?.f_to_kind(kind)?,
-            bias: get(bias)?.f_to_kind(kind)?,
+            weight: Tensor::f_from_slice(&weight)?.f_to_kind(kind)?,
+            bias: Tensor::f_from_slice(&bias)?.f_to_kind(kind)?,
             eps: config.layer_norm_eps,
         })
     }
@@ -157,10 +154,10 @@ impl Bert {
                 .collect::<Result<_, _>>()?,
             tail,
             heads: config.num_attention_heads,
-            activation: match config.hidden_act.as_str() {
-                "relu" => Activation::Relu,
-                "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
-                _ => Activation::Gelu,
+            activation: match config.activation() {
+                HiddenAct::Relu => Activation::Relu,
+                HiddenAct::GeluTanh => Activation::GeluTanh,
+                HiddenAct::Gelu => Activation::Gelu,
             },
             kind,
         };

@@ -1,0 +1,405 @@
+//! Self-attention of one text: softmax(QKᵀ/√d) V of each head (Vaswani et al., 2017).
+//!
+//! # Flow
+//!
+//! For each head: its keys and values are packed as weights are (for the keys that is a transpose);
+//! then, a few queries at a time, scores are computed, turned into probabilities, and multiplied
+//! with the values. Scores never leave the cache. They are scaled, and the probabilities divided
+//! by their sum, in f32; the probabilities that are multiplied are bfloat16, between 0 and 1.
+
+use std::arch::x86_64::{
+    __m256i, __m512, __m512i, _mm256_loadu_si256, _mm256_setzero_si256, _mm256_storeu_si256, _mm512_add_ps,
+    _mm512_cvtepu16_epi32, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_blend_ps, _mm512_maskz_mov_ps,
+    _mm512_max_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_reduce_add_ps, _mm512_reduce_max_ps,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32,
+    _mm512_storeu_si512, _mm512_sub_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64,
+};
+
+use half::bf16;
+
+use super::buffer::Buffer;
+use super::cpu::{InstructionSet, Isa};
+use super::elementwise::exp2;
+use super::gemm::{Amx, Avx512, BLOCK, MicroKernel, STEP, TILE, Tile, Tiles, padded_rows, round};
+
+/// How a token's query, key and value are divided among heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Heads {
+    /// How many.
+    pub(crate) count: usize,
+    /// Width of each: 32 or 64.
+    pub(crate) size: usize,
+}
+
+impl Heads {
+    /// Widths that the kernel is written for.
+    pub(crate) const SIZES: [usize; 2] = [32, 64];
+
+    const fn hidden(self) -> usize {
+        self.count * self.size
+    }
+}
+
+/// The most rows of a micro-kernel.
+const MAX_ROWS: usize = 32;
+
+/// What attention needs besides its input and output; for texts up to a length.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    longest: usize,
+    keys: Buffer<bf16>,
+    values: Buffer<bf16>,
+    scores: Buffer<f32>,
+    probabilities: Buffer<bf16>,
+    context: Buffer<f32>,
+}
+
+impl Scratch {
+    /// For texts of up to `longest` tokens.
+    pub(crate) fn new(longest: usize, heads: Heads) -> Self {
+        let longest = longest.next_multiple_of(STEP);
+        Self {
+            longest,
+            keys: Buffer::zeroed(longest * heads.size),
+            values: Buffer::zeroed(longest * heads.size),
+            scores: Buffer::zeroed(MAX_ROWS * longest),
+            probabilities: Buffer::zeroed(MAX_ROWS * longest),
+            context: Buffer::zeroed(MAX_ROWS * heads.size),
+        }
+    }
+}
+
+/// Attends over one text of `length` tokens that begins at row `first`.
+///
+/// `qkv` is `[rows, 3 × hidden]` (query, key, value, of all heads each), with
+/// [`padded_rows`] of `first + length`; `context` is `[rows, hidden]`.
+///
+/// # Panics
+///
+/// Where a size does not fit.
+pub(crate) fn attention(
+    isa: Isa,
+    heads: Heads,
+    qkv: &[bf16],
+    first: usize,
+    length: usize,
+    scratch: &mut Scratch,
+    context: &mut [bf16],
+) {
+    let hidden = heads.hidden();
+    assert!(Heads::SIZES.contains(&heads.size) && heads.count > 0, "heads of {}", heads.size);
+    assert!(length <= scratch.longest, "a text of {length} tokens, room for {}", scratch.longest);
+    assert!(qkv.len() >= padded_rows(first + length) * 3 * hidden, "rows {first} and {length} more");
+    assert!(context.len() >= (first + length) * hidden, "room for {length} rows from {first} on");
+    assert!(scratch.context.len() >= MAX_ROWS * heads.size, "scratch for heads of another size");
+    if length == 0 {
+        return;
+    }
+    let qkv = &qkv[first * 3 * hidden..];
+    let context = &mut context[first * hidden..];
+    // SAFETY: the sizes were checked, and `isa` proves the instructions.
+    unsafe {
+        match isa.set() {
+            InstructionSet::AmxBf16 => {
+                let _tiles = Tiles::configure();
+                text::<Amx>(heads, qkv, length, scratch, context);
+            }
+            InstructionSet::Avx512Bf16 => text::<Avx512>(heads, qkv, length, scratch, context),
+        }
+    }
+}
+
+/// # Safety
+///
+/// As [`attention`] checks it, and the CPU has `K`'s instructions, its tiles configured.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn text<K: MicroKernel>(
+    heads: Heads,
+    qkv: &[bf16],
+    length: usize,
+    scratch: &mut Scratch,
+    context: &mut [bf16],
+) {
+    const { assert!(K::ROWS <= MAX_ROWS) };
+    let (hidden, size) = (heads.hidden(), heads.size);
+    let stride = 3 * hidden;
+    // Scores come in whole blocks, probabilities in whole steps.
+    let scored = length.next_multiple_of(BLOCK);
+    let steps = length.div_ceil(STEP);
+    let scale = _mm512_set1_ps(std::f32::consts::LOG2_E / (size as f32).sqrt());
+    let Scratch { keys, values, scores, probabilities, context: sums, .. } = scratch;
+    for head in 0..heads.count {
+        // SAFETY: head `head` of `length` rows, and of the rows beyond that the caller has; the
+        // scratch has room for `longest` tokens, whole steps of them.
+        unsafe {
+            let query = qkv.as_ptr().add(head * size);
+            pack_keys(query.add(hidden), stride, length, size, keys.as_mut_ptr());
+            pack_values(query.add(2 * hidden), stride, length, size, values.as_mut_ptr());
+            for row in (0..length).step_by(K::ROWS) {
+                let rows = (length - row).min(K::ROWS);
+                for column in (0..scored).step_by(K::BLOCKS * BLOCK) {
+                    K::tile(Tile {
+                        a: query.add(row * stride),
+                        stride,
+                        rows,
+                        b: keys.as_ptr().add(column * size),
+                        blocks: ((scored - column) / BLOCK).min(K::BLOCKS),
+                        steps: size / STEP,
+                        c: scores.as_mut_ptr().add(column),
+                        c_stride: scored,
+                    });
+                }
+                let mut inverse = [0.0; MAX_ROWS];
+                for (row, inverse) in inverse.iter_mut().enumerate().take(rows) {
+                    let sum = softmax(
+                        scores.as_ptr().add(row * scored),
+                        length,
+                        scale,
+                        probabilities.as_mut_ptr().add(row * steps * STEP),
+                    );
+                    *inverse = 1.0 / sum;
+                }
+                for column in (0..size).step_by(K::BLOCKS * BLOCK) {
+                    K::tile(Tile {
+                        a: probabilities.as_ptr(),
+                        stride: steps * STEP,
+                        rows,
+                        b: values.as_ptr().add(column * steps * STEP),
+                        blocks: ((size - column) / BLOCK).min(K::BLOCKS),
+                        steps,
+                        c: sums.as_mut_ptr().add(column),
+                        c_stride: size,
+                    });
+                }
+                for (at, &inverse) in inverse[..rows].iter().enumerate() {
+                    let to = context.as_mut_ptr().add((row + at) * hidden + head * size);
+                    for column in (0..size).step_by(BLOCK) {
+                        let sum = _mm512_loadu_ps(sums.as_ptr().add(at * size + column));
+                        round(to.add(column), _mm512_mul_ps(sum, _mm512_set1_ps(inverse)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Packs the keys of one head as `[keys / 16][size / 32][16 pairs][16 keys][2]`, keys beyond the
+/// last as zeros: the product with them is the scores.
+///
+/// # Safety
+///
+/// `keys` are `length` rows of `size`, `stride` apart; `to` has room for whole blocks of them.
+#[target_feature(enable = "avx512f")]
+unsafe fn pack_keys(keys: *const bf16, stride: usize, length: usize, size: usize, to: *mut bf16) {
+    for first in (0..length).step_by(BLOCK) {
+        for step in 0..size / STEP {
+            let mut rows = [_mm512_setzero_si512(); BLOCK];
+            for (row, key) in rows.iter_mut().zip(first..length) {
+                // SAFETY: a row that there is.
+                *row = unsafe { _mm512_loadu_si512(keys.add(key * stride + step * STEP).cast()) };
+            }
+            for (pair, keys) in transpose(&rows).into_iter().enumerate() {
+                // SAFETY: within the block.
+                unsafe { _mm512_storeu_si512(to.add(first * size + step * TILE + pair * STEP).cast(), keys) };
+            }
+        }
+    }
+}
+
+/// Packs the values of one head as `[size / 16][keys / 32][16 pairs][16 columns][2]`, keys beyond
+/// the last as zeros.
+///
+/// # Safety
+///
+/// `values` are `length` rows of `size`, `stride` apart; `to` has room for whole steps of them.
+#[target_feature(enable = "avx512f")]
+unsafe fn pack_values(values: *const bf16, stride: usize, length: usize, size: usize, to: *mut bf16) {
+    let padded = length.next_multiple_of(STEP);
+    for column in (0..size).step_by(BLOCK) {
+        let row = |key: usize| -> __m512i {
+            if key < length {
+                // SAFETY: a row that there is.
+                let half: __m256i = unsafe { _mm256_loadu_si256(values.add(key * stride + column).cast()) };
+                _mm512_cvtepu16_epi32(half)
+            } else {
+                _mm512_setzero_si512()
+            }
+        };
+        for pair in 0..padded / 2 {
+            let both = _mm512_or_si512(row(2 * pair), _mm512_slli_epi32::<16>(row(2 * pair + 1)));
+            // SAFETY: within the steps of this block.
+            unsafe { _mm512_storeu_si512(to.add(column * padded + pair * STEP).cast(), both) };
+        }
+    }
+}
+
+/// The transpose of 16 × 16 elements of 32 bits.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(rows: &[__m512i; 16]) -> [__m512i; 16] {
+    // Within each quarter of a register: columns of two rows, then of four …
+    let mut twos = *rows;
+    for row in (0..16).step_by(2) {
+        twos[row] = _mm512_unpacklo_epi32(rows[row], rows[row + 1]);
+        twos[row + 1] = _mm512_unpackhi_epi32(rows[row], rows[row + 1]);
+    }
+    let mut fours = twos;
+    for row in (0..16).step_by(4) {
+        for half in 0..2 {
+            fours[row + 2 * half] = _mm512_unpacklo_epi64(twos[row + half], twos[row + half + 2]);
+            fours[row + 2 * half + 1] = _mm512_unpackhi_epi64(twos[row + half], twos[row + half + 2]);
+        }
+    }
+    // … then the quarters: of rows 0 to 7 and 8 to 15, and of all.
+    let mut columns = fours;
+    for column in 0..4 {
+        let [a, b, c, d] = [0, 4, 8, 12].map(|row| fours[row + column]);
+        let even = [_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0x88>(c, d)];
+        let odd = [_mm512_shuffle_i32x4::<0xdd>(a, b), _mm512_shuffle_i32x4::<0xdd>(c, d)];
+        columns[column] = _mm512_shuffle_i32x4::<0x88>(even[0], even[1]);
+        columns[column + 4] = _mm512_shuffle_i32x4::<0x88>(odd[0], odd[1]);
+        columns[column + 8] = _mm512_shuffle_i32x4::<0xdd>(even[0], even[1]);
+        columns[column + 12] = _mm512_shuffle_i32x4::<0xdd>(odd[0], odd[1]);
+    }
+    columns
+}
+
+/// Turns the first `length` scores into 2^(`scale` × (score − largest)), as bfloat16 in whole
+/// steps, zeros beyond; returns their sum.
+///
+/// # Safety
+///
+/// `scores` are whole blocks, `to` has room for whole steps.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn softmax(scores: *const f32, length: usize, scale: __m512, to: *mut bf16) -> f32 {
+    let last = (length - 1) / BLOCK * BLOCK;
+    let there = u16::MAX >> (BLOCK - (length - last));
+    // SAFETY: whole blocks, as the caller promises.
+    unsafe {
+        let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
+        let ending = _mm512_mask_blend_ps(there, lowest, _mm512_loadu_ps(scores.add(last)));
+        let mut largest = ending;
+        for at in (0..last).step_by(BLOCK) {
+            largest = _mm512_max_ps(largest, _mm512_loadu_ps(scores.add(at)));
+        }
+        let largest = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
+        let weigh = |scores| exp2(_mm512_mul_ps(_mm512_sub_ps(scores, largest), scale));
+        let mut sum = _mm512_setzero_ps();
+        for at in (0..last).step_by(BLOCK) {
+            let weights = weigh(_mm512_loadu_ps(scores.add(at)));
+            sum = _mm512_add_ps(sum, weights);
+            round(to.add(at), weights);
+        }
+        let weights = _mm512_maskz_mov_ps(there, weigh(ending));
+        sum = _mm512_add_ps(sum, weights);
+        round(to.add(last), weights);
+        if (last / BLOCK).is_multiple_of(2) {
+            _mm256_storeu_si256(to.add(last + BLOCK).cast(), _mm256_setzero_si256());
+        }
+        _mm512_reduce_add_ps(sum)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::gemm::tests::{numbers, rounded, sets};
+    use super::super::guarded::{Against, Guarded};
+    use super::super::scalar;
+    use super::*;
+
+    /// One text among others, against the scalar twin; neighbours are NaN, and stay as they were.
+    fn check(isa: Isa, heads: Heads, length: usize, first: usize, scale: f32, against: Against) {
+        let hidden = heads.hidden();
+        let own: Vec<f32> = numbers(length * 3 * hidden, 9).iter().map(|x| x * scale).collect();
+        let own = rounded(&own);
+        let mut all = vec![bf16::NAN; padded_rows(first + length) * 3 * hidden];
+        all[first * 3 * hidden..][..own.len()].copy_from_slice(&own);
+        let qkv = Guarded::of(&all, against);
+        let mut context = Guarded::of(&vec![bf16::ONE; (first + length) * hidden], against);
+        let mut scratch = Scratch::new(length, heads);
+        attention(isa, heads, &qkv, first, length, &mut scratch, &mut context);
+        let expected = scalar::attention(&own, length, heads.count, heads.size);
+        // Probabilities and the result are rounded to 8 bits each.
+        let bound = f64::from(scale) / 64.0;
+        for (at, (got, expected)) in context[first * hidden..].iter().zip(&expected).enumerate() {
+            assert!(
+                (got.to_f64() - expected).abs() <= bound,
+                "{got} for {expected} at {at} of {length} tokens, {heads:?}, {:?}",
+                isa.set()
+            );
+        }
+        assert!(context[..first * hidden].iter().all(|&value| value == bf16::ONE), "another text's rows");
+    }
+
+    #[test]
+    fn every_remainder_of_lengths_is_what_the_scalar_twin_says() {
+        for isa in sets() {
+            for length in [1, 2, 6, 7, 15, 16, 17, 31, 32, 33, 48, 65] {
+                for size in Heads::SIZES {
+                    check(isa, Heads { count: 2, size }, length, 3, 1.0, Against::End);
+                }
+            }
+            check(isa, Heads { count: 1, size: 32 }, 40, 0, 1.0, Against::Start);
+            check(isa, Heads { count: 1, size: 64 }, 130, 0, 1.0, Against::End);
+        }
+    }
+
+    #[test]
+    fn large_and_tiny_scores_make_probabilities_all_the_same() {
+        for isa in sets() {
+            for scale in [1e-20, 1e-3, 30.0, 1e6] {
+                check(isa, Heads { count: 2, size: 32 }, 37, 0, scale, Against::End);
+            }
+        }
+    }
+
+    #[test]
+    fn a_scratch_that_was_used_for_a_longer_text_leaves_nothing_behind() {
+        for isa in sets() {
+            let heads = Heads { count: 1, size: 32 };
+            let qkv = rounded(&numbers(padded_rows(64) * 96, 11));
+            let mut scratch = Scratch::new(64, heads);
+            let run = |length: usize, scratch: &mut Scratch| {
+                let mut context = vec![bf16::ZERO; length * 32];
+                attention(isa, heads, &qkv, 0, length, scratch, &mut context);
+                context
+            };
+            let fresh = run(5, &mut Scratch::new(5, heads));
+            run(64, &mut scratch);
+            assert_eq!(run(5, &mut scratch), fresh);
+        }
+    }
+
+    #[test]
+    fn a_matrix_is_transposed() {
+        if sets().is_empty() {
+            return;
+        }
+        let numbers: Vec<u32> = (0..256).collect();
+        let mut transposed = vec![0u32; 256];
+        // SAFETY: the CPU was asked; 16 whole registers each.
+        unsafe {
+            let rows = std::array::from_fn(|row| _mm512_loadu_si512(numbers.as_ptr().add(16 * row).cast()));
+            for (row, columns) in transpose(&rows).into_iter().enumerate() {
+                _mm512_storeu_si512(transposed.as_mut_ptr().add(16 * row).cast(), columns);
+            }
+        }
+        assert!((0..256).all(|at| transposed[at] == numbers[at % 16 * 16 + at / 16]), "{transposed:?}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn any_length_is_what_the_scalar_twin_says(
+            length in 1usize..100, first in 0usize..5, count in 1usize..4, wide: bool,
+        ) {
+            for isa in sets() {
+                let heads = Heads { count, size: if wide { 64 } else { 32 } };
+                check(isa, heads, length, first, 1.0, Against::End);
+            }
+        }
+    }
+}

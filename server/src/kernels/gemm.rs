@@ -1,0 +1,327 @@
+//! Products of bfloat16 matrices, summed in f32, with what follows them fused.
+//!
+//! # Flow
+//!
+//! A linear layer goes through its columns in panels of a few [`BLOCK`]s. A panel's weights stay
+//! in the L1 or L2 cache while all rows pass by; each small tile of the result is finished (bias,
+//! activation, residual) while it is in L1, so no intermediate is written twice.
+//!
+//! Which micro-kernel computes a tile depends on the CPU: [`avx512`] holds 6 × 64 sums in
+//! registers, [`amx`] 32 × 32 in tiles. All else is the same code for both.
+
+mod amx;
+mod avx512;
+
+use std::arch::x86_64::{
+    __m256bh, __m256i, __m512, _mm256_storeu_si256, _mm512_add_ps, _mm512_cvtneps_pbh, _mm512_loadu_ps,
+    _mm512_storeu_ps,
+};
+
+use half::bf16;
+
+use super::buffer::Buffer;
+use super::cpu::{InstructionSet, Isa};
+use super::elementwise::{gelu, gelu_tanh, relu};
+
+pub(crate) use amx::{Amx, Tiles};
+pub(crate) use avx512::Avx512;
+
+/// Columns of a block of packed weights: the f32 of a register, or of a tile's row.
+pub(crate) const BLOCK: usize = 16;
+
+/// Elements of depth that one tile multiplies. Depths are padded to it with zeros.
+pub(crate) const STEP: usize = 32;
+
+/// bfloat16 values of a block and step: a tile.
+pub(crate) const TILE: usize = BLOCK * STEP;
+
+/// Rows of a tile: they are read together.
+const TILE_ROWS: usize = 16;
+
+/// Rows that a buffer has to have for its first `rows` to be multiplied, from any of them on.
+pub(crate) const fn padded_rows(rows: usize) -> usize {
+    rows + TILE_ROWS - 1
+}
+
+/// A matrix laid out for the micro-kernels. See [`super`].
+#[derive(Debug)]
+pub(crate) struct Packed {
+    columns: usize,
+    depth: usize,
+    values: Buffer<bf16>,
+}
+
+impl Packed {
+    /// Packs `weight` `[columns, depth]`, row by row as `torch.nn.Linear` has it, rounded to
+    /// bfloat16. Columns and depth are padded with zeros to a multiple of [`STEP`].
+    pub(crate) fn new(weight: &[f32], columns: usize, depth: usize) -> Self {
+        assert_eq!(weight.len(), columns * depth, "a weight of {columns} × {depth}");
+        let padded_depth = depth.next_multiple_of(STEP);
+        let mut packed = Self {
+            columns: columns.next_multiple_of(STEP),
+            depth: padded_depth,
+            values: Buffer::zeroed(columns.next_multiple_of(STEP) * padded_depth),
+        };
+        for (column, weights) in weight.chunks_exact(depth.max(1)).enumerate() {
+            let block = column / BLOCK * BLOCK * padded_depth;
+            for (at, pair) in weights.chunks(2).enumerate() {
+                let to = block + at * 2 * BLOCK + column % BLOCK * 2;
+                for (value, &weight) in packed.values[to..].iter_mut().zip(pair) {
+                    *value = bf16::from_f32(weight);
+                }
+            }
+        }
+        packed
+    }
+
+    /// Columns, padding included.
+    pub(crate) const fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Depth, padding included.
+    #[cfg(test)]
+    pub(crate) const fn depth(&self) -> usize {
+        self.depth
+    }
+}
+
+/// What a linear layer does with its result before it stores it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Activation {
+    /// GELU by the error function.
+    Gelu,
+    /// GELU by the tanh approximation.
+    GeluTanh,
+    /// max(0, x).
+    Relu,
+}
+
+/// Where the result goes: `[rows, columns]`, row by row.
+#[derive(Debug)]
+pub(crate) enum Output<'a> {
+    /// Rounded to bfloat16.
+    Store(&'a mut [bf16]),
+    /// Activated, then rounded to bfloat16.
+    Activate(Activation, &'a mut [bf16]),
+    /// Added to what is there: a residual.
+    Add(&'a mut [f32]),
+}
+
+impl Output<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Store(to) | Self::Activate(_, to) => to.len(),
+            Self::Add(to) => to.len(),
+        }
+    }
+}
+
+/// `x Wᵀ + b` for the first `rows` of `x` `[padded_rows(rows), depth]`; `bias` is `[columns]`.
+///
+/// # Panics
+///
+/// Where a size does not fit.
+pub(crate) fn linear(
+    isa: Isa,
+    x: &[bf16],
+    rows: usize,
+    weight: &Packed,
+    bias: &[f32],
+    mut output: Output<'_>,
+) {
+    assert!(x.len() >= padded_rows(rows) * weight.depth, "input of {} for {rows} rows", x.len());
+    assert_eq!(bias.len(), weight.columns, "a bias for each column");
+    assert!(output.len() >= rows * weight.columns, "room for {rows} rows");
+    // SAFETY: the sizes were checked, and `isa` proves the instructions.
+    unsafe {
+        match isa.set() {
+            InstructionSet::AmxBf16 => {
+                let _tiles = Tiles::configure();
+                panels::<Amx>(x, rows, weight, bias, &mut output);
+            }
+            InstructionSet::Avx512Bf16 => panels::<Avx512>(x, rows, weight, bias, &mut output),
+        }
+    }
+}
+
+/// A small tile of a product: `c = a b`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tile {
+    /// Its first row of the left operand, `steps` × [`STEP`] deep.
+    pub(crate) a: *const bf16,
+    /// What the rows of `a` are apart, in elements.
+    pub(crate) stride: usize,
+    /// How many, up to [`MicroKernel::ROWS`].
+    pub(crate) rows: usize,
+    /// Its first block of the packed right operand; the others follow.
+    pub(crate) b: *const bf16,
+    /// How many, up to [`MicroKernel::BLOCKS`].
+    pub(crate) blocks: usize,
+    /// The depth, in [`STEP`]s.
+    pub(crate) steps: usize,
+    /// Where the sums go.
+    pub(crate) c: *mut f32,
+    /// What the rows of `c` are apart, in elements.
+    pub(crate) c_stride: usize,
+}
+
+/// Computes tiles.
+pub(crate) trait MicroKernel {
+    /// The most rows of a tile.
+    const ROWS: usize;
+    /// The most blocks of columns of a tile.
+    const BLOCKS: usize;
+
+    /// Computes one.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instructions, and its tiles are configured. Rows and blocks are at least 1.
+    /// Of `a`, [`padded_rows`] of `rows` can be read to the depth; of `b`, `blocks × steps` × [`TILE`]
+    /// elements; of `c`, [`Self::ROWS`] rows can be written.
+    unsafe fn tile(tile: Tile);
+}
+
+/// The sums of one tile, before they are finished: the largest of any micro-kernel.
+#[repr(align(64))]
+struct Sums([f32; 32 * 32]);
+
+/// # Safety
+///
+/// As [`linear`] checks it, and the CPU has `K`'s instructions, its tiles configured.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn panels<K: MicroKernel>(
+    x: &[bf16],
+    rows: usize,
+    weight: &Packed,
+    bias: &[f32],
+    output: &mut Output<'_>,
+) {
+    const { assert!(K::ROWS * K::BLOCKS * BLOCK <= 32 * 32) };
+    let Packed { columns, depth, values } = weight;
+    let steps = depth / STEP;
+    let width = K::BLOCKS * BLOCK;
+    let mut sums = Sums([0.0; 32 * 32]);
+    for first in (0..*columns).step_by(width) {
+        let blocks = ((columns - first) / BLOCK).min(K::BLOCKS);
+        for row in (0..rows).step_by(K::ROWS) {
+            let count = (rows - row).min(K::ROWS);
+            // SAFETY: the rows and the blocks are within what was checked.
+            unsafe {
+                K::tile(Tile {
+                    a: x.as_ptr().add(row * depth),
+                    stride: *depth,
+                    rows: count,
+                    b: values.as_ptr().add(first * depth),
+                    blocks,
+                    steps,
+                    c: sums.0.as_mut_ptr(),
+                    c_stride: width,
+                });
+                finish(&sums, width, count, blocks, &bias[first..], row * columns + first, *columns, output);
+            }
+        }
+    }
+}
+
+/// Adds the bias to a tile's sums, finishes them as `output` says, and stores them from element
+/// `at` of it on, rows `stride` apart.
+///
+/// # Safety
+///
+/// The tile is within `output` and `bias`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+#[expect(clippy::too_many_arguments, reason = "a tile and where it goes")]
+unsafe fn finish(
+    sums: &Sums,
+    width: usize,
+    rows: usize,
+    blocks: usize,
+    bias: &[f32],
+    at: usize,
+    stride: usize,
+    output: &mut Output<'_>,
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match output {
+            Output::Store(to) => {
+                let to = to.as_mut_ptr().add(at);
+                each(sums, width, rows, blocks, bias, |row, column, y| {
+                    round(to.add(row * stride + column), y);
+                });
+            }
+            Output::Activate(Activation::Gelu, to) => {
+                let to = to.as_mut_ptr().add(at);
+                each(sums, width, rows, blocks, bias, |row, column, y| {
+                    round(to.add(row * stride + column), gelu(y));
+                });
+            }
+            Output::Activate(Activation::GeluTanh, to) => {
+                let to = to.as_mut_ptr().add(at);
+                each(sums, width, rows, blocks, bias, |row, column, y| {
+                    round(to.add(row * stride + column), gelu_tanh(y));
+                });
+            }
+            Output::Activate(Activation::Relu, to) => {
+                let to = to.as_mut_ptr().add(at);
+                each(sums, width, rows, blocks, bias, |row, column, y| {
+                    round(to.add(row * stride + column), relu(y));
+                });
+            }
+            Output::Add(to) => {
+                let to = to.as_mut_ptr().add(at);
+                each(sums, width, rows, blocks, bias, |row, column, y| {
+                    let to = to.add(row * stride + column);
+                    _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), y));
+                });
+            }
+        }
+    }
+}
+
+/// Hands each register of a tile's sums, with the bias added, to `store`.
+///
+/// # Safety
+///
+/// `bias` has the tile's columns, and `store` may be called with its rows and columns.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn each(
+    sums: &Sums,
+    width: usize,
+    rows: usize,
+    blocks: usize,
+    bias: &[f32],
+    store: impl Fn(usize, usize, __m512),
+) {
+    for block in 0..blocks {
+        let column = block * BLOCK;
+        // SAFETY: within the tile, and within the bias.
+        unsafe {
+            let bias = _mm512_loadu_ps(bias.as_ptr().add(column));
+            for row in 0..rows {
+                let sum = _mm512_loadu_ps(sums.0.as_ptr().add(row * width + column));
+                store(row, column, _mm512_add_ps(sum, bias));
+            }
+        }
+    }
+}
+
+/// Stores 16 values as bfloat16.
+///
+/// # Safety
+///
+/// `to` has room for them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn round(to: *mut bf16, values: __m512) {
+    // SAFETY: as the caller promises; the types differ in name only.
+    unsafe {
+        _mm256_storeu_si256(to.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values)));
+    };
+}
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,0 +1,341 @@
+//! A BERT encoder (Devlin et al., 2018) of our own kernels, without `LibTorch`.
+//!
+//! # Flow
+//!
+//! The tokens of a few texts, [`CHUNK`] or a little less, go through the whole encoder together, so
+//! that what lies between two products stays in the L2 cache. Nothing is padded. Per layer:
+//!
+//! ```text
+//! x ─▶ QKV + bias ─▶ attention of each text ─▶ out + bias + state ─▶ LayerNorm ─▶ x, state
+//! x ─▶ up + bias, activated ──────────────────▶ down + bias + state ─▶ LayerNorm ─▶ x, state
+//! ```
+//!
+//! `x` is bfloat16, the operand of the next product; `state` is the same in f32, the residual.
+//!
+//! # Sharing
+//!
+//! Weights are behind an `Arc`; each handle has a workspace of its own and takes no lock.
+
+use std::sync::Arc;
+
+use half::bf16;
+
+use super::directory::{BertConfig, Encoder, HiddenAct};
+use super::tail::Tail;
+use super::weights::Weights;
+use super::{Directory, Error, Model, Text, TokenBatch};
+use crate::kernels::attention::{Heads, Scratch, attention};
+use crate::kernels::buffer::Buffer;
+use crate::kernels::cpu::{InstructionSet, Isa};
+use crate::kernels::elementwise::LayerNorm;
+use crate::kernels::gemm::{Activation, Output, Packed, linear, padded_rows};
+use crate::space;
+
+/// The most tokens that go through the encoder together, but for a single text of more.
+const CHUNK: usize = 512;
+
+/// Whether the kernels fit the encoder; the error is a fragment that says what does not.
+pub(super) fn fits(directory: &Directory) -> Result<(), String> {
+    let Encoder::Bert(config) = &directory.encoder;
+    let (hidden, heads) = (config.hidden_size as usize, config.num_attention_heads as usize);
+    let size = hidden / heads;
+    if !Heads::SIZES.contains(&size) {
+        return Err(format!("its attention heads are {size} wide, and the kernels know {:?}", Heads::SIZES));
+    }
+    Ok(())
+}
+
+/// A linear layer.
+#[derive(Debug)]
+struct Linear {
+    weight: Packed,
+    bias: Vec<f32>,
+}
+
+impl Linear {
+    /// The layers of these names (each with its width), one under the other, `depth` deep.
+    fn load(weights: &Weights, parts: &[(String, i64)], depth: i64) -> Result<Self, Error> {
+        let (mut weight, mut bias) = (Vec::new(), Vec::new());
+        for (name, columns) in parts {
+            weight.extend(weights.values(&format!("{name}.weight"), &[*columns, depth])?);
+            bias.extend(weights.values(&format!("{name}.bias"), &[*columns])?);
+        }
+        let weight = Packed::new(&weight, bias.len(), depth as usize);
+        bias.resize(weight.columns(), 0.0);
+        Ok(Self { weight, bias })
+    }
+
+    fn forward(&self, isa: Isa, x: &[bf16], rows: usize, output: Output<'_>) {
+        linear(isa, x, rows, &self.weight, &self.bias, output);
+    }
+}
+
+fn layer_norm(weights: &Weights, name: &str, config: &BertConfig) -> Result<LayerNorm, Error> {
+    let [weight, bias] = weights.layer_norm(name, config.hidden_size)?;
+    Ok(LayerNorm { weight, bias, eps: config.layer_norm_eps as f32 })
+}
+
+#[derive(Debug)]
+struct Layer {
+    query_key_value: Linear,
+    attention_output: Linear,
+    attention_norm: LayerNorm,
+    up: Linear,
+    down: Linear,
+    output_norm: LayerNorm,
+}
+
+impl Layer {
+    fn load(weights: &Weights, index: i64, config: &BertConfig) -> Result<Self, Error> {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let name = |part: &str| format!("encoder.layer.{index}.{part}");
+        let one = |part: &str, columns| [(name(part), columns)];
+        let query_key_value =
+            ["query", "key", "value"].map(|part| (name(&format!("attention.self.{part}")), hidden));
+        Ok(Self {
+            query_key_value: Linear::load(weights, &query_key_value, hidden)?,
+            attention_output: Linear::load(weights, &one("attention.output.dense", hidden), hidden)?,
+            attention_norm: layer_norm(weights, &name("attention.output.LayerNorm"), config)?,
+            up: Linear::load(weights, &one("intermediate.dense", inner), hidden)?,
+            down: Linear::load(weights, &one("output.dense", hidden), inner)?,
+            output_norm: layer_norm(weights, &name("output.LayerNorm"), config)?,
+        })
+    }
+}
+
+/// What all handles on a model share.
+#[derive(Debug)]
+struct Shared {
+    isa: Isa,
+    /// `[vocabulary, hidden]`.
+    words: Vec<f32>,
+    /// `[positions, hidden]`, with the embedding of segment 0 added: a lone text is all segment 0.
+    positions: Vec<f32>,
+    /// `[hidden]`: what the second text of a pair has added.
+    second_segment: Vec<f32>,
+    embedding_norm: LayerNorm,
+    layers: Vec<Layer>,
+    heads: Heads,
+    activation: Activation,
+    tail: Tail,
+    hidden: usize,
+}
+
+/// The memory of a forward, which grows to the longest chunk it has met.
+#[derive(Debug)]
+struct Workspace {
+    rows: usize,
+    /// `[rows, hidden]`
+    state: Buffer<f32>,
+    /// `[padded rows, hidden]`
+    x: Buffer<bf16>,
+    /// `[padded rows, 3 × hidden]`
+    query_key_value: Buffer<bf16>,
+    /// `[padded rows, hidden]`
+    context: Buffer<bf16>,
+    /// `[padded rows, inner]`
+    inner: Buffer<bf16>,
+    attention: Scratch,
+}
+
+impl Workspace {
+    fn new(shared: &Shared, rows: usize) -> Self {
+        let inner = shared.layers.first().map_or(0, |layer| layer.up.weight.columns());
+        let padded = padded_rows(rows);
+        Self {
+            rows,
+            state: Buffer::zeroed(rows * shared.hidden),
+            x: Buffer::zeroed(padded * shared.hidden),
+            query_key_value: Buffer::zeroed(padded * 3 * shared.hidden),
+            context: Buffer::zeroed(padded * shared.hidden),
+            inner: Buffer::zeroed(padded * inner),
+            attention: Scratch::new(rows, shared.heads),
+        }
+    }
+}
+
+/// A handle on a BERT encoder with its tail.
+#[derive(Debug)]
+pub(super) struct Bert {
+    shared: Arc<Shared>,
+    workspace: Workspace,
+}
+
+impl Bert {
+    /// Loads the encoder and its tail; with the tensors that were read.
+    pub(super) fn load(
+        directory: &Directory,
+        set: InstructionSet,
+    ) -> Result<(Self, Vec<space::Tensor>), Error> {
+        let isa = Isa::of(set).ok_or_else(|| Error::Unavailable(format!("this CPU has no {set}")))?;
+        fits(directory).map_err(Error::Unavailable)?;
+        let Encoder::Bert(config) = &directory.encoder;
+        let weights = Weights::open(&directory.path)?
+            .with_prefix_of("embeddings.word_embeddings.weight", &["", "bert."]);
+        let hidden = config.hidden_size as usize;
+        let table = |name: &str, rows: i64| {
+            weights.values(&format!("embeddings.{name}.weight"), &[rows, config.hidden_size])
+        };
+        let segments = table("token_type_embeddings", config.type_vocab_size)?;
+        let first = &segments[..hidden];
+        let second = row_of(&segments, 1, hidden).unwrap_or(first);
+        let mut positions = table("position_embeddings", config.max_position_embeddings)?;
+        for position in positions.chunks_exact_mut(hidden) {
+            add(position, first);
+        }
+        let (tail, of_tail) = Tail::read(directory)?;
+        let heads = Heads {
+            count: config.num_attention_heads as usize,
+            size: hidden / config.num_attention_heads as usize,
+        };
+        let shared = Shared {
+            isa,
+            words: table("word_embeddings", config.vocab_size)?,
+            positions,
+            second_segment: second.iter().zip(first).map(|(second, first)| second - first).collect(),
+            embedding_norm: layer_norm(&weights, "embeddings.LayerNorm", config)?,
+            layers: (0..config.num_hidden_layers)
+                .map(|index| Layer::load(&weights, index, config))
+                .collect::<Result<_, _>>()?,
+            heads,
+            activation: match config.activation() {
+                HiddenAct::Gelu => Activation::Gelu,
+                HiddenAct::GeluTanh => Activation::GeluTanh,
+                HiddenAct::Relu => Activation::Relu,
+            },
+            tail,
+            hidden,
+        };
+        let mut read = weights.into_read();
+        read.extend(of_tail);
+        Ok((Self::on(Arc::new(shared)), read))
+    }
+
+    fn on(shared: Arc<Shared>) -> Self {
+        let workspace = Workspace::new(&shared, CHUNK);
+        Self { shared, workspace }
+    }
+
+    /// Computes the token states of some texts, `[tokens, hidden]`.
+    fn encode(&mut self, texts: &[Text<'_>]) -> Result<&[f32], Error> {
+        let Self { shared, workspace } = self;
+        let tokens: usize = texts.iter().map(|text| text.ids.len()).sum();
+        if tokens > workspace.rows {
+            *workspace = Workspace::new(shared, tokens);
+        }
+        let Workspace { state, x, query_key_value, context, inner, attention: scratch, .. } = workspace;
+        let (isa, hidden) = (shared.isa, shared.hidden);
+        let state = &mut state[..tokens * hidden];
+
+        let mut rows = state.chunks_exact_mut(hidden);
+        for text in texts {
+            for ((position, &id), row) in text.ids.iter().enumerate().zip(&mut rows) {
+                shared.embed(id, position, position >= text.second, row)?;
+            }
+        }
+        shared.embedding_norm.forward(isa, state, x);
+        for layer in &shared.layers {
+            layer.query_key_value.forward(isa, x, tokens, Output::Store(query_key_value));
+            let mut first = 0;
+            for text in texts {
+                let length = text.ids.len();
+                attention(isa, shared.heads, query_key_value, first, length, scratch, context);
+                first += length;
+            }
+            layer.attention_output.forward(isa, context, tokens, Output::Add(state));
+            layer.attention_norm.forward(isa, state, x);
+            layer.up.forward(isa, x, tokens, Output::Activate(shared.activation, inner));
+            layer.down.forward(isa, inner, tokens, Output::Add(state));
+            layer.output_norm.forward(isa, state, x);
+        }
+        Ok(state)
+    }
+}
+
+impl Shared {
+    /// Writes the embedding of a token into `row` `[hidden]`.
+    fn embed(&self, id: i64, position: usize, second: bool, row: &mut [f32]) -> Result<(), Error> {
+        let missing = |what: &str| Error::Tokens(format!("{what} is not in the model's table"));
+        let word = usize::try_from(id).ok().and_then(|id| row_of(&self.words, id, self.hidden));
+        row.copy_from_slice(word.ok_or_else(|| missing(&format!("token id {id}")))?);
+        let place = row_of(&self.positions, position, self.hidden);
+        add(row, place.ok_or_else(|| missing(&format!("position {position}")))?);
+        if second {
+            add(row, &self.second_segment);
+        }
+        Ok(())
+    }
+}
+
+/// Row `index` of a table, if it has so many.
+fn row_of(table: &[f32], index: usize, width: usize) -> Option<&[f32]> {
+    let start = index.checked_mul(width)?;
+    table.get(start..start.checked_add(width)?)
+}
+
+fn add(to: &mut [f32], from: &[f32]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+}
+
+/// The batch's texts, in chunks of at most [`CHUNK`] tokens or one text.
+fn chunks<'a>(batch: &'a TokenBatch) -> Vec<Vec<Text<'a>>> {
+    let mut chunks: Vec<Vec<Text<'a>>> = Vec::new();
+    let mut tokens = 0;
+    for text in batch.texts() {
+        match chunks.last_mut() {
+            Some(chunk) if tokens + text.ids.len() <= CHUNK => chunk.push(text),
+            _ => {
+                tokens = 0;
+                chunks.push(vec![text]);
+            }
+        }
+        tokens += text.ids.len();
+    }
+    chunks
+}
+
+impl Model for Bert {
+    fn embed(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error> {
+        let mut vectors = Vec::new();
+        for chunk in chunks(batch) {
+            let hidden = self.shared.hidden;
+            let shared = Arc::clone(&self.shared);
+            let mut states = self.encode(&chunk)?;
+            for text in chunk {
+                let (own, others) = states.split_at(text.ids.len() * hidden);
+                vectors.extend(shared.tail.text(own, hidden, text.unpooled));
+                states = others;
+            }
+        }
+        Ok(vectors)
+    }
+
+    fn states(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error> {
+        let mut states = Vec::with_capacity(batch.tokens() * self.shared.hidden);
+        for chunk in chunks(batch) {
+            states.extend_from_slice(self.encode(&chunk)?);
+        }
+        Ok(states)
+    }
+
+    fn share(&self) -> Result<Box<dyn Model>, Error> {
+        Ok(Box::new(Self::on(Arc::clone(&self.shared))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_keep_the_order_and_the_budget() {
+        let lengths = |batch: &TokenBatch| -> Vec<Vec<usize>> {
+            let of = |chunk: Vec<Text<'_>>| chunk.iter().map(|text| text.ids.len()).collect();
+            chunks(batch).into_iter().map(of).collect()
+        };
+        let batch: TokenBatch =
+            [600, 400, 112, 1, 100].map(|length| vec![7u32; length]).iter().map(Vec::as_slice).collect();
+        assert_eq!(lengths(&batch), [vec![600], vec![400, 112], vec![1, 100]]);
+        assert!(lengths(&TokenBatch::new()).is_empty());
+    }
+}

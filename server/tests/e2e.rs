@@ -369,9 +369,14 @@ fn e_autoscaling_follows_the_load() {
     let autoscaling = json!({"maxReplicas": 2, "targetCPUUtilizationPercentage": 50});
     let source = json!({"huggingFace": {"tokenSecretRef": {"name": "hub"}}});
     give_token(&namespace, TOKEN);
-    apply(&namespace, "m", &json!({"autoscaling": autoscaling, "source": source}));
+    // Clients that never wait cost all that the limit grants, however fast the engine is; half of
+    // what is requested is the target.
+    let resources = json!({"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "400m"}});
+    apply(&namespace, "m", &json!({"autoscaling": autoscaling, "source": source, "resources": resources}));
     namespace.until_ready("m", START);
-    let load = load(&namespace, "m");
+    let texts = vec!["a text of a client that asks at once again"; 16];
+    let body = json!({"texts": texts, "model": "m"});
+    let load = Load::of_clients(&world.runtime, namespace.service("m"), "/embeddings", &body, 2);
     namespace.until_replicas("m", 2, START);
     let up = load.end();
     namespace.until_replicas("m", 1, START);

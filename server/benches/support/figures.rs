@@ -57,6 +57,11 @@ pub(crate) fn times(ratio: f64) -> String {
     if ratio.is_finite() { format!("{ratio:.2}×") } else { "–".to_owned() }
 }
 
+/// A share, as `47 %`.
+pub(crate) fn percent(share: f64) -> String {
+    if share.is_finite() { format!("{:.0} %", share * 100.0) } else { "–".to_owned() }
+}
+
 /// The smallest cosine between vectors of the same texts.
 pub(crate) fn min_cosine(ours: &[Vec<f32>], theirs: &[Vec<f32>]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();

@@ -19,10 +19,20 @@ use tokio::task::JoinSet;
 /// How long the server may take to load its model.
 const PATIENCE: Duration = Duration::from_mins(2);
 
+/// Which API a server is asked by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Dialect {
+    /// This project's own: `{"texts": …}`.
+    Native,
+    /// `OpenAI`'s: `{"input": …}`.
+    OpenAi,
+}
+
 /// A running server; it is killed when this is dropped.
 pub(crate) struct Server {
     child: Child,
     address: SocketAddr,
+    dialect: Dialect,
 }
 
 impl Drop for Server {
@@ -47,7 +57,7 @@ impl Server {
             .context("starting the server")?;
         let mut log = BufReader::new(child.stderr.take().context("the server has no log")?);
         // From here on its `Drop` ends the process.
-        let mut server = Self { child, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        let mut server = Self::of(child, SocketAddr::from(([127, 0, 0, 1], 0)), Dialect::Native);
         let mut line = String::new();
         while server.address.port() == 0 {
             line.clear();
@@ -62,12 +72,15 @@ impl Server {
         Ok(server)
     }
 
+    /// A server that somebody else started, and that may not listen yet.
+    pub(crate) const fn of(child: Child, address: SocketAddr, dialect: Dialect) -> Self {
+        Self { child, address, dialect }
+    }
+
     /// Waits until the model can embed.
     pub(crate) async fn ready(&mut self) -> anyhow::Result<()> {
         let begun = Instant::now();
-        let health = request("GET", "/health", b"");
-        let mut connection = Connection::open(self.address).await?;
-        while connection.send(&health).await? != 200 {
+        while !self.healthy().await.unwrap_or(false) {
             ensure!(self.child.try_wait()?.is_none(), "the server has ended");
             ensure!(begun.elapsed() < PATIENCE, "the server is not healthy after {PATIENCE:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -75,13 +88,40 @@ impl Server {
         Ok(())
     }
 
-    /// The vectors of these texts.
+    async fn healthy(&self) -> anyhow::Result<bool> {
+        let mut connection = Connection::open(self.address).await?;
+        Ok(connection.send(&request("GET", "/health", b"")).await? == 200)
+    }
+
+    /// A request for the vectors of these texts.
+    pub(crate) fn embeddings(&self, texts: &[String]) -> Vec<u8> {
+        let body = match self.dialect {
+            Dialect::Native => json!({"texts": texts}),
+            Dialect::OpenAi => json!({"model": "bench", "input": texts}),
+        };
+        request("POST", "/embeddings", body.to_string().as_bytes())
+    }
+
+    /// The vectors of these texts, 32 a request.
     pub(crate) async fn vectors(&self, texts: &[String]) -> anyhow::Result<Vec<Vec<f32>>> {
         let mut connection = Connection::open(self.address).await?;
-        let status = connection.send(&embeddings(texts)).await?;
-        ensure!(status == 200, "the server answers {status}: {}", String::from_utf8_lossy(connection.body()));
-        let mut answer: Value = serde_json::from_slice(connection.body())?;
-        Ok(serde_json::from_value(answer["embeddings"].take())?)
+        let mut vectors = Vec::new();
+        for texts in texts.chunks(32) {
+            let status = connection.send(&self.embeddings(texts)).await?;
+            let body = connection.body();
+            ensure!(status == 200, "the server answers {status}: {}", String::from_utf8_lossy(body));
+            let mut answer: Value = serde_json::from_slice(body)?;
+            let found: Vec<Vec<f32>> = match self.dialect {
+                Dialect::Native => serde_json::from_value(answer["embeddings"].take())?,
+                Dialect::OpenAi => {
+                    let data = answer["data"].as_array_mut().context("no data in the answer")?;
+                    let each = data.iter_mut().map(|one| serde_json::from_value(one["embedding"].take()));
+                    each.collect::<Result<_, _>>()?
+                }
+            };
+            vectors.extend(found);
+        }
+        Ok(vectors)
     }
 
     /// Sends `requests` in turn, over and over, from `clients` connections that each
@@ -136,11 +176,6 @@ pub(crate) struct Load {
     pub(crate) per_second: f64,
     /// How long each request took.
     pub(crate) seconds: Vec<f64>,
-}
-
-/// `POST /embeddings` for these texts.
-pub(crate) fn embeddings(texts: &[String]) -> Vec<u8> {
-    request("POST", "/embeddings", json!({"texts": texts}).to_string().as_bytes())
 }
 
 fn request(method: &str, path: &str, body: &[u8]) -> Vec<u8> {

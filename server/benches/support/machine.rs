@@ -1,5 +1,6 @@
 //! What the figures were measured on.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs::read_to_string;
 
@@ -11,6 +12,12 @@ const FEATURES: [&str; 7] = ["avx2", "avx512f", "avx512_bf16", "amx_bf16", "asim
 /// How many CPUs this process may use.
 pub(crate) fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Whether the CPU computes bfloat16 itself.
+pub(crate) fn has_bf16(machine: &Value) -> bool {
+    let features = machine["features"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    features.into_iter().any(|feature| feature.ends_with("bf16"))
 }
 
 /// The machine and the versions of what is compared.
@@ -39,12 +46,12 @@ pub(crate) fn describe() -> Value {
 }
 
 /// The same in a few lines for people.
-pub(crate) fn paragraph(machine: &Value, peers: Option<&Value>) -> String {
+pub(crate) fn paragraph(machine: &Value, peers: &BTreeMap<String, String>) -> String {
     let text = |name: &str| machine[name].as_str().unwrap_or("unknown").to_owned();
     let features: Vec<&str> =
         machine["features"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let mut lines = format!(
-        "CPU: {} (family {}, model {}; {}), {} CPUs used, load average before: {}\n",
+        "CPU: {} (family {}, model {}; {}), {} CPUs used, load average before: {}.\n",
         text("cpu"),
         text("family"),
         text("model"),
@@ -60,17 +67,10 @@ pub(crate) fn paragraph(machine: &Value, peers: Option<&Value>) -> String {
         text("tch"),
         text("libtorch"),
     );
-    match peers.and_then(Value::as_object) {
-        Some(versions) => {
-            for (name, version) in versions {
-                let _ = write!(lines, ", {name} {}", version.as_str().unwrap_or("?"));
-            }
-            lines.push('\n');
-        }
-        None => {
-            lines.push_str("\nNo Python peer: BENCH_PYTHON names no interpreter (scripts/bench sets it).\n");
-        }
+    for (name, version) in peers {
+        let _ = write!(lines, ", {name} {version}");
     }
+    lines.push_str(".\n");
     lines
 }
 

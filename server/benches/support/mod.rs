@@ -3,10 +3,12 @@
 
 pub(crate) mod corpus;
 pub(crate) mod figures;
+pub(crate) mod infinity;
 pub(crate) mod load;
 pub(crate) mod machine;
 pub(crate) mod ours;
 pub(crate) mod peers;
+pub(crate) mod roofline;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -20,12 +22,19 @@ pub(crate) struct Run {
     pub(crate) calls: Vec<f64>,
     /// A vector a text, in order; empty where they were not asked for.
     pub(crate) vectors: Vec<Vec<f32>>,
+    /// What the tables say of how it was done; empty for nothing.
+    pub(crate) note: String,
 }
 
 impl Run {
     /// The time of all calls, in seconds.
     pub(crate) fn seconds(&self) -> f64 {
         self.calls.iter().sum()
+    }
+
+    /// A contestant's name with what is said of how it was done.
+    pub(crate) fn named(&self, name: &str) -> String {
+        if self.note.is_empty() { name.to_owned() } else { format!("{name} ({})", self.note) }
     }
 }
 
@@ -34,9 +43,41 @@ pub(crate) trait Contestant {
     /// How it is called in the tables.
     fn name(&self) -> &str;
 
+    /// The number format that it computes in.
+    fn dtype(&self) -> &str;
+
+    /// Whether it is a part of this project.
+    fn ours(&self) -> bool {
+        false
+    }
+
     /// Embeds the texts of a class, `per_call` of them at a time, one call after the
     /// other.
     fn embed(&mut self, class: &corpus::Class, per_call: usize) -> anyhow::Result<Run>;
+}
+
+/// Somebody who was asked for and cannot take part.
+#[derive(Debug)]
+pub(crate) struct LeftOut {
+    who: String,
+    why: String,
+}
+
+impl LeftOut {
+    pub(crate) fn new(who: impl Into<String>, why: impl Into<String>) -> Self {
+        Self { who: who.into(), why: why.into() }
+    }
+
+    /// All of them in a line for people.
+    pub(crate) fn sentence(all: &[Self]) -> String {
+        let each: Vec<String> = all.iter().map(|Self { who, why }| format!("{who} ({why})")).collect();
+        if each.is_empty() { String::new() } else { format!("\nLeft out: {}.\n", each.join("; ")) }
+    }
+
+    /// All of them for machines.
+    pub(crate) fn to_json(all: &[Self]) -> serde_json::Value {
+        all.iter().map(|Self { who, why }| serde_json::json!({"who": who, "why": why})).collect()
+    }
 }
 
 /// The command line of a benchmark.

@@ -10,13 +10,13 @@ use anyhow::{Context, bail};
 use embedding_server::config::{Cli, Command, Serve};
 use embedding_server::embedder::Embedder;
 use embedding_server::metrics::Metrics;
-use embedding_server::model::Directory;
+use embedding_server::model::{self, Directory};
 use embedding_server::models::{self, Manner, Models, Origin, Spec};
 use embedding_server::tokenize::{Encode, How, Pool};
 use tokio::runtime::Runtime;
 
 use super::corpus::Class;
-use super::{Contestant, Run};
+use super::{Contestant, LeftOut, Run};
 
 /// What the server would do with these options.
 pub(crate) fn config(options: &[&str]) -> anyhow::Result<Serve> {
@@ -43,6 +43,7 @@ pub(crate) fn model_directory() -> anyhow::Result<PathBuf> {
 /// The engine with one model.
 pub(crate) struct Ours {
     name: String,
+    dtype: String,
     runtime: Arc<Runtime>,
     models: Arc<Models>,
     embedder: Arc<Embedder>,
@@ -67,7 +68,25 @@ impl Ours {
             "{} {} ({} × {})",
             plan.implementation, plan.dtype, settings.threads.workers, settings.threads.per_worker
         );
-        Ok(Self { name, runtime: Arc::clone(runtime), models, embedder, tokenizer })
+        let dtype = plan.dtype.to_string();
+        Ok(Self { name, dtype, runtime: Arc::clone(runtime), models, embedder, tokenizer })
+    }
+
+    /// The same; `Err` inside if it is left out, as the machine or the model lacks what these
+    /// options ask for.
+    pub(crate) fn if_possible(
+        runtime: &Arc<Runtime>,
+        options: &[&str],
+    ) -> anyhow::Result<Result<Self, LeftOut>> {
+        match Self::start(runtime, options) {
+            Ok(ours) => Ok(Ok(ours)),
+            Err(error) => match error.downcast_ref::<models::LoadError>() {
+                Some(models::LoadError::Model(why @ model::Error::Unavailable(_))) => {
+                    Ok(Err(LeftOut::new(options.join(" "), why.to_string())))
+                }
+                _ => Err(error),
+            },
+        }
     }
 
     /// The number of tokens of each text, special tokens included.
@@ -85,6 +104,14 @@ impl Drop for Ours {
 impl Contestant for Ours {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn dtype(&self) -> &str {
+        &self.dtype
+    }
+
+    fn ours(&self) -> bool {
+        true
     }
 
     fn embed(&mut self, class: &Class, per_call: usize) -> anyhow::Result<Run> {

@@ -1,12 +1,11 @@
-//! Whom we compare with: rust-bert's own pipeline, and Python's sentence-transformers.
+//! Whom we compare with in process: rust-bert's own pipeline, and libraries of Python.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
@@ -18,7 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::corpus::Class;
-use super::{Contestant, Run, machine};
+use super::{Contestant, LeftOut, Run, machine};
 
 /// How many texts the peers put in a batch: sentence-transformers' default.
 const BATCH: usize = 32;
@@ -40,6 +39,9 @@ pub(crate) struct RustBert {
 }
 
 impl RustBert {
+    /// How it is called in the tables.
+    pub(crate) const NAME: &str = "rust-bert pipeline float32";
+
     /// Loads the model from a directory of sentence-transformers.
     pub(crate) fn load(directory: &Path) -> anyhow::Result<Self> {
         let scratch = tempfile::tempdir()?;
@@ -97,7 +99,11 @@ fn write_vocabulary(tokenizer: &Path, to: &Path) -> anyhow::Result<()> {
 
 impl Contestant for RustBert {
     fn name(&self) -> &'static str {
-        "rust-bert pipeline float32"
+        Self::NAME
+    }
+
+    fn dtype(&self) -> &'static str {
+        "float32"
     }
 
     fn embed(&mut self, class: &Class, per_call: usize) -> anyhow::Result<Run> {
@@ -113,35 +119,104 @@ impl Contestant for RustBert {
     }
 }
 
-/// A Python process with sentence-transformers that embeds when it is told to
-/// (`scripts/bench_reference.py`).
-struct Python {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
+/// Whom everybody's vectors are compared with, if it is there.
+pub(crate) const REFERENCE: &str = "sentence-transformers float32";
+
+/// What `scripts/bench_peers.py` knows: a library, how it is called here, a number format.
+const LIBRARIES: [(&str, &str, &str); 5] = [
+    ("sentence-transformers", "sentence-transformers", "float32"),
+    ("sentence-transformers", "sentence-transformers", "bfloat16"),
+    ("ONNX-Runtime", "ONNX Runtime", "float32"),
+    ("OpenVINO", "OpenVINO", "float32"),
+    ("OpenVINO", "OpenVINO", "bfloat16"),
+];
+
+/// The Python peers, and what they read.
+pub(crate) struct Python {
+    /// Those that can take part.
+    pub(crate) peers: Vec<Peer>,
+    /// The versions of their packages.
+    pub(crate) versions: BTreeMap<String, String>,
+    /// Who cannot take part.
+    pub(crate) left_out: Vec<LeftOut>,
+    /// Holds the texts, and the model as ONNX if it could be exported.
     scratch: TempDir,
 }
 
 impl Python {
-    fn start(python: &Path, directory: &Path, classes: &[Class]) -> anyhow::Result<(Self, Value)> {
+    /// Starts a process for each peer whose name is `wanted`; `BENCH_PYTHON` names the
+    /// interpreter.
+    pub(crate) fn start(
+        directory: &Path,
+        classes: &[Class],
+        wanted: impl Fn(&str) -> bool,
+    ) -> anyhow::Result<Self> {
         let scratch = tempfile::tempdir()?;
-        let texts: BTreeMap<&str, &[String]> =
+        let texts = scratch.path().join("texts.json");
+        let by_class: BTreeMap<&str, &[String]> =
             classes.iter().map(|class| (class.name, class.texts.as_slice())).collect();
-        fs::write(scratch.path().join("texts.json"), serde_json::to_string(&texts)?)?;
-        let mut child = Command::new(python)
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/bench_reference.py"))
-            .arg(directory)
-            .arg(scratch.path().join("texts.json"))
-            .arg(machine::cpus().to_string())
+        fs::write(&texts, serde_json::to_string(&by_class)?)?;
+        let interpreter = std::env::var_os("BENCH_PYTHON").filter(|name| !name.is_empty());
+        let mut python = Self { peers: Vec::new(), versions: BTreeMap::new(), left_out: Vec::new(), scratch };
+        if let Some(interpreter) = &interpreter {
+            let mut script = Script::start(interpreter, |command| {
+                command.arg("export").arg(directory).arg(python.scratch.path());
+            })?;
+            if let Err(why) = script.ready()? {
+                python.left_out.push(LeftOut::new("the model as ONNX", why));
+            }
+        }
+        for (library, called, dtype) in LIBRARIES {
+            let name = format!("{called} {dtype}");
+            if !wanted(&name) {
+                continue;
+            }
+            let Some(interpreter) = &interpreter else {
+                python.left_out.push(LeftOut::new(name, "BENCH_PYTHON names no interpreter"));
+                continue;
+            };
+            let mut script = Script::start(interpreter, |command| {
+                command.args([library, dtype]).arg(directory).arg(&texts);
+                command.arg(machine::cpus().to_string()).arg(python.scratch.path());
+            })?;
+            match script.ready().with_context(|| name.clone())? {
+                Ok(versions) => {
+                    python.versions.extend(versions);
+                    let vectors = python.scratch.path().join(format!("{library} {dtype}"));
+                    python.peers.push(Peer { script, name, dtype, vectors });
+                }
+                Err(why) => python.left_out.push(LeftOut::new(name, why)),
+            }
+        }
+        Ok(python)
+    }
+
+    /// The model as ONNX, its operators fused; `None` if that could not be made.
+    pub(crate) fn fused_onnx(&self) -> Option<PathBuf> {
+        Some(self.scratch.path().join("fused.onnx")).filter(|path| path.exists())
+    }
+}
+
+/// A process of `scripts/bench_peers.py`.
+struct Script {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Script {
+    fn start(python: &OsStr, arguments: impl FnOnce(&mut Command)) -> anyhow::Result<Self> {
+        let mut command = Command::new(python);
+        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/bench_peers.py"));
+        arguments(&mut command);
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("starting {}", python.display()))?;
         let input = child.stdin.take().context("the child has no input")?;
         let output = BufReader::new(child.stdout.take().context("the child has no output")?);
-        let mut python = Self { child, input, output, scratch };
-        let versions = python.answer()?["versions"].take();
-        Ok((python, versions))
+        Ok(Self { child, input, output })
     }
 
     fn answer(&mut self) -> anyhow::Result<Value> {
@@ -152,23 +227,17 @@ impl Python {
         serde_json::from_str(&line).with_context(|| format!("the Python peer said {line:?}"))
     }
 
-    fn encode(&mut self, dtype: &str, class: &Class, per_call: usize) -> anyhow::Result<Run> {
-        let path = self.scratch.path().join("vectors");
-        let command = json!({"class": class.name, "per_call": per_call, "dtype": dtype, "vectors": &path});
-        writeln!(self.input, "{command}")?;
-        self.input.flush()?;
-        let answer = self.answer()?;
-        let calls: Vec<f64> = serde_json::from_value(answer["calls"].clone())?;
-        let bytes = fs::read(&path)?;
-        let values: Vec<f32> =
-            bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        let dimensions = values.len() / class.texts.len().max(1);
-        let vectors = values.chunks(dimensions.max(1)).map(<[f32]>::to_vec).collect();
-        Ok(Run { calls, vectors })
+    /// The versions of its packages, or why it is left out.
+    fn ready(&mut self) -> anyhow::Result<Result<BTreeMap<String, String>, String>> {
+        let mut answer = self.answer()?;
+        if let Some(why) = answer["left_out"].as_str() {
+            return Ok(Err(why.to_owned()));
+        }
+        Ok(Ok(serde_json::from_value::<Option<_>>(answer["versions"].take())?.unwrap_or_default()))
     }
 }
 
-impl Drop for Python {
+impl Drop for Script {
     fn drop(&mut self) {
         // A child that has ended by itself is as good as one that was ended.
         let _ = self.child.kill();
@@ -176,39 +245,36 @@ impl Drop for Python {
     }
 }
 
-/// sentence-transformers in one number format.
-pub(crate) struct SentenceTransformers {
-    python: Rc<RefCell<Python>>,
+/// A Python library in one number format, in a process of its own.
+pub(crate) struct Peer {
+    script: Script,
     name: String,
     dtype: &'static str,
+    /// Where it leaves its vectors.
+    vectors: PathBuf,
 }
 
-impl SentenceTransformers {
-    /// One contestant a dtype, sharing a process, and the versions of the packages;
-    /// `None` where `BENCH_PYTHON` names no interpreter.
-    pub(crate) fn start(
-        directory: &Path,
-        classes: &[Class],
-        dtypes: &[&'static str],
-    ) -> anyhow::Result<Option<(Vec<Self>, Value)>> {
-        let Some(python) = std::env::var_os("BENCH_PYTHON").map(PathBuf::from) else { return Ok(None) };
-        let (python, versions) = Python::start(&python, directory, classes)?;
-        let python = Rc::new(RefCell::new(python));
-        let contestant = |&dtype: &&'static str| Self {
-            python: Rc::clone(&python),
-            name: format!("sentence-transformers {dtype}"),
-            dtype,
-        };
-        Ok(Some((dtypes.iter().map(contestant).collect(), versions)))
-    }
-}
-
-impl Contestant for SentenceTransformers {
+impl Contestant for Peer {
     fn name(&self) -> &str {
         &self.name
     }
 
+    fn dtype(&self) -> &str {
+        self.dtype
+    }
+
     fn embed(&mut self, class: &Class, per_call: usize) -> anyhow::Result<Run> {
-        self.python.borrow_mut().encode(self.dtype, class, per_call)
+        let command = json!({"class": class.name, "per_call": per_call, "vectors": &self.vectors});
+        writeln!(self.script.input, "{command}")?;
+        self.script.input.flush()?;
+        let answer = self.script.answer().with_context(|| self.name.clone())?;
+        let calls: Vec<f64> = serde_json::from_value(answer["calls"].clone())?;
+        let bytes = fs::read(&self.vectors)?;
+        let values: Vec<f32> =
+            bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let dimensions = values.len() / class.texts.len().max(1);
+        let vectors = values.chunks(dimensions.max(1)).map(<[f32]>::to_vec).collect();
+        let note = answer["note"].as_str().unwrap_or_default().to_owned();
+        Ok(Run { calls, vectors, note })
     }
 }

@@ -148,11 +148,14 @@ impl Queue {
                 self.cancel(request);
                 return Err(Error::Stopping);
             }
+            let wanted = part.len().min(queue.idle);
             for text in part {
                 queue.batcher.push(origin, text.sequence.ids.len(), text);
             }
             drop(queue);
-            self.wake.notify_all();
+            // One text wakes one worker: the others would look, find nothing, and sleep again. Each that is
+            // woken takes one text or more, so that none is left while a worker sleeps.
+            (0..wanted).for_each(|_| self.wake.notify_one());
             if is_last {
                 return Ok((request, receivers));
             }
@@ -532,6 +535,46 @@ mod tests {
             }
         }
         assert_eq!(fake.batches().load(Ordering::Relaxed), 1);
+        stop(&queue, workers);
+    }
+
+    /// Answers once several have begun a forward.
+    #[derive(Debug)]
+    struct Together(Arc<std::sync::Barrier>);
+
+    impl Model for Together {
+        fn embed(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, model::Error> {
+            self.0.wait();
+            Ok(vec![1.0; batch.len() * 8])
+        }
+
+        fn states(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, model::Error> {
+            self.embed(batch)
+        }
+
+        fn share(&self) -> Result<Box<dyn Model>, model::Error> {
+            Ok(Box::new(Self(Arc::clone(&self.0))))
+        }
+    }
+
+    #[test]
+    fn as_many_workers_wake_as_there_are_texts_for() {
+        let queue = Queue::new(POLICY);
+        let model = Together(Arc::new(std::sync::Barrier::new(3)));
+        let threads = Threads { workers: 3, per_worker: 1 };
+        let on_batch: OnBatch = Arc::new(|_| {});
+        let workers = Workers::start("together", Box::new(model), 8, &queue, threads, &on_batch).unwrap();
+        // All at once, and one by one; each text is a batch.
+        for parts in [vec![3], vec![1, 1, 1], vec![2, 1]] {
+            while queue.lock().idle < 3 {
+                std::thread::yield_now();
+            }
+            let part = |texts: usize| submit(&queue, vec![vec![1; 1000]; texts]).unwrap().1;
+            let receivers: Receivers = parts.into_iter().flat_map(part).collect();
+            for receiver in receivers {
+                assert!(receiver.blocking_recv().unwrap().is_ok());
+            }
+        }
         stop(&queue, workers);
     }
 

@@ -332,9 +332,11 @@ async fn the_texts_of_a_caller_who_has_left_are_not_tokenised() {
         let encoding = pool.encode(slow.clone(), inputs, How::default());
         let left = tokio::time::timeout(Duration::from_millis(30), encoding).await;
         assert!(left.is_err());
-        // The pool has one thread, so this is done after what is left of the first.
-        pool.encode(slow.clone(), vec![Input::Text("text".to_owned())], How::default()).await.unwrap();
-        let done = slow.0.load(Ordering::Relaxed);
+        // The pool has one thread, so this is done after what is left of the first; and it is too many texts
+        // to be done by who brings them.
+        let others = vec![Input::Text("text".to_owned()); 5];
+        pool.encode(slow.clone(), others, How::default()).await.unwrap();
+        let done = slow.0.load(Ordering::Relaxed) - 5;
         assert!(done < 6, "{done} of {count}");
     }
 }
@@ -383,14 +385,49 @@ async fn a_request_of_many_texts_holds_up_no_other_and_keeps_its_order() {
     let many = (0..20_000).map(|number| Input::Text(number.to_string())).collect();
     let long = vec![Input::Text("x".repeat(60_000)); 20];
     // Each is in the pool's line before the thread can be through with what it has of the one before.
-    let (many, long, one) = tokio::join!(
+    let (many, long, five) = tokio::join!(
         pool.encode(listed.clone(), many, How::default()),
         pool.encode(listed.clone(), long, How::default()),
-        pool.encode(listed.clone(), vec![Input::Text("one".to_owned())], How::default()),
+        pool.encode(listed.clone(), vec![Input::Text("five".to_owned()); 5], How::default()),
     );
     let ids: Vec<u32> = many.unwrap().into_iter().map(|text| text.pieces[0].ids[0]).collect();
     assert!(ids.iter().copied().eq(0..20_000));
-    assert_eq!((long.unwrap().len(), one.unwrap().len()), (20, 1));
-    let before = listed.0.lock().unwrap().iter().position(|text| text == "one").unwrap();
-    assert!(before <= 256 + 2, "{before} texts went before it");
+    assert_eq!((long.unwrap().len(), five.unwrap().len()), (20, 5));
+    let before = listed.0.lock().unwrap().iter().position(|text| text == "five").unwrap();
+    assert!(before <= 256 + 2, "{before} texts went before them");
+}
+
+/// Panics.
+#[derive(Debug)]
+struct Broken;
+
+impl Encode for Broken {
+    fn encode(&self, text: &str, _how: &How) -> Result<Tokens, Error> {
+        panic!("a tokenizer that is broken got {text}")
+    }
+
+    fn encode_pair(&self, first: &str, _second: &str, how: &How) -> Result<Tokens, Error> {
+        self.encode(first, how)
+    }
+
+    fn tokens(&self, _text: &str, _how: &How, _special: bool) -> Result<Vec<Token>, Error> {
+        Ok(Vec::new())
+    }
+
+    fn decode(&self, _ids: &[u32], _skip_special: bool) -> Result<String, Error> {
+        Ok(String::new())
+    }
+}
+
+#[tokio::test]
+async fn a_tokenizer_that_panics_fails_the_request_and_nothing_else() {
+    let pool = Pool::new(1).unwrap();
+    // By who brings them, and by the pool.
+    for count in [1, 300] {
+        let texts = vec![Input::Text("text".to_owned()); count];
+        let error = pool.encode(Arc::new(Broken), texts, How::default()).await.unwrap_err();
+        assert_eq!(error.to_string(), "the tokenizer failed: it panicked on this text", "{count}");
+    }
+    let texts = vec![Input::Text("1".to_owned()); 300];
+    assert_eq!(pool.encode(Arc::new(Listed::default()), texts, How::default()).await.unwrap().len(), 300);
 }

@@ -792,6 +792,7 @@ impl ServeArgs {
             },
             http: http::Settings {
                 max_body_bytes: usize::try_from(self.max_body_bytes).unwrap_or(usize::MAX),
+                max_texts: self.max_texts as usize,
                 max_concurrent_requests: self.max_concurrent_requests as usize,
                 request_timeout: Duration::from_secs(self.request_timeout),
                 cache_bytes: self.cache_bytes,

@@ -57,6 +57,8 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub struct Settings {
     /// The largest request body, in bytes.
     pub max_body_bytes: usize,
+    /// The most texts of one request.
+    pub max_texts: usize,
     /// The most requests for vectors under way at once; 0: no limit but that of texts.
     pub max_concurrent_requests: usize,
     /// How long a request may take in all.

@@ -42,6 +42,12 @@ pub enum Error {
         /// The other one.
         second: &'static str,
     },
+    /// A prompt that would cost more than its texts.
+    #[error("prompt has {bytes} bytes; the limit is {MOST_PROMPT}")]
+    PromptTooLong {
+        /// Its length.
+        bytes: usize,
+    },
     /// This server wants to know what its texts are.
     #[error(
         "this server embeds no text without knowing what it is: say input_type (query or document), or append it \
@@ -170,6 +176,10 @@ pub struct Decided {
     pub space: Space,
 }
 
+/// The most bytes of a request's own prompt. It is put before each of its texts: one of 10 MB would be ten
+/// thousand texts of 10 MB.
+const MOST_PROMPT: usize = 64 * 1024;
+
 /// What APIs call a text that is looked for with; models name their prompts so, too.
 const QUERY: [&str; 4] = ["query", "search_query", "retrieval.query", "retrieval_query"];
 /// What APIs call a text that is found.
@@ -282,6 +292,9 @@ impl Offer {
                 if let Some((first, _)) = others.into_iter().find(|(_, value)| value.is_some()) {
                     return Err(Error::TwoPrompts { first, second: "prompt" });
                 }
+                if prompt.len() > MOST_PROMPT {
+                    return Err(Error::PromptTooLong { bytes: prompt.len() });
+                }
                 (None, prompt.as_str())
             }
         };
@@ -325,6 +338,16 @@ mod tests {
             normalizes: true,
             space: space::Base::of_test("m"),
         }
+    }
+
+    #[test]
+    fn a_request_brings_no_prompt_that_costs_more_than_its_texts() {
+        let of = |bytes: usize| {
+            let options = Options { prompt: Some("x".repeat(bytes)), ..Options::default() };
+            offer(&[], None).decide(&options).map(|decided| decided.how.prompt.len())
+        };
+        assert_eq!(of(MOST_PROMPT), Ok(MOST_PROMPT));
+        assert_eq!(of(MOST_PROMPT + 1), Err(Error::PromptTooLong { bytes: MOST_PROMPT + 1 }));
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "the fields of options are so")]

@@ -38,6 +38,7 @@ use tokenizers::{Encoding, ModelWrapper, NormalizerWrapper, PostProcessor as _, 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use inspect::Token;
+pub use pair::First;
 
 use crate::model::{Directory, Sequence};
 
@@ -202,6 +203,22 @@ impl Input {
     }
 }
 
+/// How many bytes of text there are. A query is there once for all that it is compared with.
+fn held(inputs: &[Input]) -> usize {
+    let mut before: Option<&Arc<str>> = None;
+    let mut bytes = 0;
+    for input in inputs {
+        bytes += match input {
+            Input::Pair(first, second) if before.is_some_and(|it| Arc::ptr_eq(it, first)) => second.len(),
+            _ => input.bytes(),
+        };
+        if let Input::Pair(first, _) = input {
+            before = Some(first);
+        }
+    }
+    bytes
+}
+
 /// The tokens of one text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
@@ -235,6 +252,11 @@ pub trait Encode: std::fmt::Debug + Send + Sync {
     /// The longer text is cut where both are too long together, unless `overflow` is an error; pairs
     /// are not cut into pieces.
     fn encode_pair(&self, first: &str, second: &str, how: &How) -> Result<Tokens, Error>;
+
+    /// The same for one of several pairs with the same first text.
+    fn encode_pair_of(&self, first: &First, second: &str, how: &How) -> Result<Tokens, Error> {
+        self.encode_pair(&first.text, second, how)
+    }
 
     /// Each token of a text with its place in it, however long the text is for the model.
     fn tokens(&self, text: &str, how: &How, special: bool) -> Result<Vec<Token>, Error>;
@@ -530,6 +552,10 @@ impl Encode for Tokenizer {
     }
 
     fn encode_pair(&self, first: &str, second: &str, how: &How) -> Result<Tokens, Error> {
+        self.pair(&First::new(first.into()), second, how)
+    }
+
+    fn encode_pair_of(&self, first: &First, second: &str, how: &How) -> Result<Tokens, Error> {
         self.pair(first, second, how)
     }
 
@@ -586,20 +612,33 @@ impl Pool {
         inputs: Vec<Input>,
         how: How,
     ) -> Result<Vec<Tokens>, Error> {
-        let encode = move |input: &Input| match input {
-            Input::Text(text) => tokenizer.encode(text, &how),
-            Input::Pair(first, second) => tokenizer.encode_pair(first, second, &how),
+        let bytes = held(&inputs);
+        // A prompt is tokenised with each text.
+        let prompt = how.prompt.len();
+        let work = move |input: &Input| prompt + input.bytes();
+        // A query comes with each of its documents.
+        let query = inputs.iter().find_map(|input| match input {
+            Input::Pair(first, _) => Some(First::new(Arc::clone(first))),
+            Input::Text(_) => None,
+        });
+        let encode = move |input: &Input| match (input, &query) {
+            (Input::Text(text), _) => tokenizer.encode(text, &how),
+            (Input::Pair(first, second), Some(query)) if Arc::ptr_eq(first, &query.text) => {
+                tokenizer.encode_pair_of(query, second, &how)
+            }
+            (Input::Pair(first, second), _) => tokenizer.encode_pair(first, second, &how),
         };
-        self.each(inputs, Input::bytes, encode).await
+        self.each(inputs, bytes, work, encode).await
     }
 
-    /// Does the work for each of `inputs`, of which `bytes` tells the size.
+    /// Does the work for each of `inputs`, which take `all` bytes; `bytes` tells how many are worked on for one.
     ///
     /// A slice of them at a time, at the end of the pool's line: the threads would otherwise not look at another
     /// request until one with a hundred thousand texts is through.
     async fn each<I, T>(
         &self,
         inputs: Vec<I>,
+        all: usize,
         bytes: impl Fn(&I) -> usize + Send,
         work: impl Fn(&I) -> Result<T, Error> + Send + Sync + 'static,
     ) -> Result<Vec<T>, Error>
@@ -607,7 +646,6 @@ impl Pool {
         I: Send + Sync + 'static,
         T: Send + 'static,
     {
-        let all: usize = inputs.iter().map(&bytes).sum();
         let places = u32::try_from(all.min(MOST_WAITING) / UNIT).unwrap_or(u32::MAX);
         let places = Arc::clone(&self.places).try_acquire_many_owned(places).map_err(|_| Error::Busy)?;
         if inputs.len() <= FEW && all <= FEW_BYTES {

@@ -5,7 +5,7 @@
 mod support;
 
 use embedding_server::model::Directory;
-use embedding_server::tokenize::{Encode, Error, How, Overflow, Token, Tokenizer};
+use embedding_server::tokenize::{Encode, Error, First, How, Overflow, Token, Tokenizer};
 use support::minilm;
 use tokenizers::utils::truncation::{TruncationDirection, TruncationParams, truncate_encodings};
 
@@ -86,6 +86,26 @@ fn a_pair_that_is_not_to_be_cut_is_refused_and_a_second_text_can_be_cut_on_its_o
         ours.encode_pair("a", long, &enough).unwrap(),
         ours.encode_pair("a", long, &nothing()).unwrap()
     );
+}
+
+#[test]
+fn what_is_known_of_a_first_text_holds_for_every_pair_that_it_is_in() {
+    let words = |count: usize| "unaffable cat ".repeat(count);
+    for max_tokens in [24, 25] {
+        let ours = tokenizer(max_tokens);
+        for overflow in [Overflow::TruncateEnd, Overflow::TruncateStart] {
+            let how = How { prompt: "query: ".into(), ..at(overflow) };
+            for query in [words(0), words(1), words(3), words(5000), "query: a cat".to_owned()] {
+                let first = First::new(query.as_str().into());
+                for count in [0, 1, 2, 4, 3000] {
+                    let second = words(count);
+                    let alone = ours.encode_pair(&query, &second, &how).unwrap();
+                    let found = ours.encode_pair_of(&first, &second, &how).unwrap();
+                    assert_eq!(found, alone, "{query:.40} and {count} in {max_tokens}");
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -396,7 +396,7 @@ fn refusal(directory: &std::path::Path, more: &[&str]) -> String {
 #[test]
 fn a_directory_that_cannot_be_served_ends_the_process_with_one_line_that_names_file_and_cause() {
     type Damage = fn(&mut Tiny);
-    let table: [(Damage, &str); 17] = [
+    let table: [(Damage, &str); 18] = [
         (
             |tiny| tiny.config["model_type"] = json!("gpt2"),
             "DIR/config.json: architecture \"gpt2\" is not supported; supported: bert",
@@ -424,6 +424,10 @@ fn a_directory_that_cannot_be_served_ends_the_process_with_one_line_that_names_f
         (
             |tiny| tiny.config["intermediate_size"] = json!(64),
             "DIR/model.safetensors: tensor encoder.layer.0.intermediate.dense.weight: has shape [32, 16], but the configuration says [64, 16]",
+        ),
+        (
+            |tiny| tiny.tensors.get_mut("embeddings.LayerNorm.bias").unwrap().values[5] = f32::INFINITY,
+            "DIR/model.safetensors: tensor embeddings.LayerNorm.bias: has values that are not finite (NaN or infinity)",
         ),
         (
             |tiny| tiny.tensors.get_mut("encoder.layer.1.output.dense.bias").unwrap().values[3] = f32::NAN,

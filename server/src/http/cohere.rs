@@ -5,9 +5,8 @@
 
 use std::fmt::Write as _;
 
-use axum::Json;
 use axum::extract::{Request, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -271,7 +270,7 @@ pub(super) async fn embed_v2(State(shared): SharedState, request: Request) -> Re
 }
 
 async fn answer(shared: &Shared, request: Request, version: Version) -> Result<Response, ApiError> {
-    let (head, mut body): (_, EmbedRequest) = json::read(request, shared.settings.max_body_bytes).await?;
+    let (head, mut body): (_, EmbedRequest) = json::read(request, &shared.settings).await?;
     let texts = body.take_texts()?;
     body.check_input_type(version)?;
     check_max_tokens(shared, body.model.as_deref(), body.max_tokens)?;
@@ -290,6 +289,7 @@ async fn answer(shared: &Shared, request: Request, version: Version) -> Result<R
         warnings: warnings(&answer.embedded.truncated()),
     };
     let vectors = answer.embedded.vectors;
+    let numbers = vectors.len() * answer.decided.dimensions;
     let types = body.embedding_types.filter(|types| !types.is_empty());
     let (embeddings, response_type) = match (types, version) {
         (None, Version::One) => (Embeddings::Floats(vectors), "embeddings_floats"),
@@ -298,7 +298,8 @@ async fn answer(shared: &Shared, request: Request, version: Version) -> Result<R
             (Embeddings::ByType(ByType::of(&vectors, &types)), "embeddings_by_type")
         }
     };
-    Ok((headers, Json(EmbedResponse { id: id(), texts, embeddings, meta, response_type })).into_response())
+    let body = EmbedResponse { id: id(), texts, embeddings, meta, response_type };
+    Ok(json::answer(headers, numbers, body))
 }
 
 /// What became of the texts, where Cohere's clients look for it.

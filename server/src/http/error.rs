@@ -80,19 +80,22 @@ pub(super) struct JinaBody<'a> {
 /// A message is for reading; serde quotes whole values in its own.
 const MAX_MESSAGE: usize = 400;
 
+/// No longer than is worth reading: a caller's field can be as long as its body.
+fn readable(mut text: String) -> String {
+    if text.len() > MAX_MESSAGE {
+        text.truncate(text.floor_char_boundary(MAX_MESSAGE));
+        text.push('…');
+    }
+    text
+}
+
 impl ApiError {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        let mut message = message.into();
-        if message.len() > MAX_MESSAGE {
-            let cut = message.floor_char_boundary(MAX_MESSAGE);
-            message.truncate(cut);
-            message.push('…');
-        }
-        Self { status, code, message, param: None, retry_after: None }
+        Self { status, code, message: readable(message.into()), param: None, retry_after: None }
     }
 
     fn param(mut self, param: impl Into<String>) -> Self {
-        self.param = Some(param.into());
+        self.param = Some(readable(param.into()));
         self
     }
 
@@ -339,6 +342,7 @@ impl From<options::Error> for ApiError {
             options::Error::UnknownPrompt { .. } => Self::bad_field("prompt_name", message),
             options::Error::UnknownInputType { .. } => Self::bad_field("input_type", message),
             options::Error::TwoPrompts { second, .. } => Self::bad_field(second, message),
+            options::Error::PromptTooLong { .. } => Self::bad_field("prompt", message),
             options::Error::Dimensions { .. } => Self::bad_field("dimensions", message),
             options::Error::NoVectors | options::Error::NoScores | options::Error::NoRanking { .. } => {
                 Self::no_such_kind(message)

@@ -2,45 +2,61 @@
 
 use std::time::Duration;
 
+use axum::Json;
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::header;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::time::{Instant, timeout_at};
 
+use super::Settings;
 use super::error::ApiError;
+use crate::embedder;
 
 /// A client that sends nothing for so long has gone, or wants to occupy a place. One that
 /// sends slowly has the time of a whole request, which `observe` bounds.
 const BODY_IDLE: Duration = Duration::from_mins(1);
+/// More bytes of JSON than this are read and written where other requests do not wait for it: a
+/// thread is through with so many in a millisecond.
+const LARGE: usize = 256 * 1024;
+/// How deep arrays of texts are in any API, and some more.
+const DEEPEST: usize = 8;
+/// The fewest bytes that a text takes in an array: `"",`.
+const LEAST: usize = 3;
 
 /// Reads the request's body as JSON into `T`; with the request's head.
 pub(super) async fn read<T: DeserializeOwned>(
     request: Request,
-    max_bytes: usize,
+    settings: &Settings,
 ) -> Result<(Parts, T), ApiError> {
-    let (head, bytes) = bytes(request, max_bytes).await?;
+    let (head, bytes) = bytes(request, settings).await?;
+    check_count(&bytes, settings)?;
     Ok((head, parse(&bytes)?))
 }
 
 /// The same, for an API whose clients may leave the content type out, or send any.
 pub(super) async fn read_of_any_type<T: DeserializeOwned>(
     request: Request,
-    max_bytes: usize,
+    settings: &Settings,
 ) -> Result<(Parts, T), ApiError> {
-    let (head, bytes) = any_bytes(request, max_bytes).await?;
+    let (head, bytes) = any_bytes(request, settings).await?;
+    check_count(&bytes, settings)?;
     Ok((head, parse(&bytes)?))
 }
 
-/// The request's head, and its body, which claims to be JSON.
-pub(super) async fn bytes(request: Request, max_bytes: usize) -> Result<(Parts, Vec<u8>), ApiError> {
+/// The request's head, and its body, which claims to be JSON. [`check_count`] is to follow.
+pub(super) async fn bytes(request: Request, settings: &Settings) -> Result<(Parts, Vec<u8>), ApiError> {
     check_content_type(&request)?;
-    any_bytes(request, max_bytes).await
+    any_bytes(request, settings).await
 }
 
-async fn any_bytes(request: Request, max_bytes: usize) -> Result<(Parts, Vec<u8>), ApiError> {
+async fn any_bytes(request: Request, settings: &Settings) -> Result<(Parts, Vec<u8>), ApiError> {
+    let max_bytes = settings.max_body_bytes;
     let announced = request
         .headers()
         .get(header::CONTENT_LENGTH)
@@ -51,6 +67,63 @@ async fn any_bytes(request: Request, max_bytes: usize) -> Result<(Parts, Vec<u8>
     }
     let (head, body) = request.into_parts();
     Ok((head, collect(body, max_bytes, BODY_IDLE).await?))
+}
+
+/// Refuses what has more texts than a request may have, before each of them takes a place in memory: an empty one
+/// is three bytes of JSON, and takes a hundred.
+pub(super) fn check_count(json: &[u8], settings: &Settings) -> Result<(), ApiError> {
+    let limit = settings.max_texts;
+    if json.len() / LEAST <= limit {
+        return Ok(());
+    }
+    let found = at_length(json.len(), || most_texts(json));
+    if found > limit { Err(embedder::Error::TooManyTexts { found, limit }.into()) } else { Ok(()) }
+}
+
+/// How many strings, arrays and objects the array has that has the most of them. Of what is no JSON, any number.
+fn most_texts(json: &[u8]) -> usize {
+    // What the arrays have so far that are open, by their depth; nothing for an object.
+    let mut open = [None; DEEPEST];
+    let (mut depth, mut most) = (0, 0);
+    let mut bytes = json.iter();
+    while let Some(byte) = bytes.next() {
+        if matches!(byte, b'"' | b'[' | b'{')
+            && let Some(Some(count)) = open.get_mut(depth)
+        {
+            *count += 1;
+            most = most.max(*count);
+        }
+        match byte {
+            b'"' => {
+                while let Some(byte) = bytes.next().filter(|byte| **byte != b'"') {
+                    if *byte == b'\\' {
+                        bytes.next();
+                    }
+                }
+            }
+            b'[' | b'{' => {
+                depth += 1;
+                if let Some(place) = open.get_mut(depth) {
+                    *place = (*byte == b'[').then_some(0);
+                }
+            }
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    most
+}
+
+/// Does what takes long where there are many bytes, and then without other requests waiting for this thread.
+fn at_length<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    let others = || Handle::try_current().is_ok_and(|it| it.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if bytes > LARGE && others() { tokio::task::block_in_place(work) } else { work() }
+}
+
+/// An answer with so many numbers.
+pub(super) fn answer(headers: HeaderMap, numbers: usize, body: impl Serialize) -> Response {
+    // Written, each takes about so many bytes.
+    at_length(numbers.saturating_mul(12), || (headers, Json(body)).into_response())
 }
 
 fn check_content_type(request: &Request) -> Result<(), ApiError> {
@@ -91,6 +164,10 @@ async fn collect(body: Body, max_bytes: usize, idle: Duration) -> Result<Vec<u8>
 
 /// A JSON object as `T`.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    at_length(bytes.len(), || parse_now(bytes))
+}
+
+fn parse_now<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let message =
             format!("the request body is not valid UTF-8: byte {} begins no character", error.valid_up_to());
@@ -167,6 +244,42 @@ mod tests {
         let begun = Instant::now();
         assert_eq!(collect(slow(30, "", pause), 11, idle).await.unwrap_err().code(), "body_timeout");
         assert!(begun.elapsed() < pause * 20, "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn texts_are_counted_before_they_are_read() {
+        for (json, count) in [
+            ("", 0),
+            (r#"{"texts":[]}"#, 0),
+            (r#"{"texts":["a"]}"#, 1),
+            (r#"{"texts":["a", "b,\"[],c\\\\", "\\"], "model": "m"}"#, 3),
+            (r#"{"a": ["x"], "texts": ["a", {"text": "b", "c": []}, ["d", "e"]], "b": "c"}"#, 3),
+            (r#"{"inputs": [["a", "b", "c"], ["d"]]}"#, 3),
+            (r#"{"inputs": {"sentences": ["a", "b"]}}"#, 2),
+            // Numbers are no texts.
+            (r#"{"input": [1, 2, 3, 4]}"#, 0),
+            (r#"{"input": [[1, 2], [3, 4], []]}"#, 3),
+            // No JSON, and deeper than any.
+            (r#"]]}{"texts":["a","b"#, 2),
+            (&"[".repeat(1000), 1),
+        ] {
+            assert_eq!(most_texts(json.as_bytes()), count, "{json:.80}");
+        }
+    }
+
+    #[test]
+    fn a_large_body_leaves_the_thread_to_others() {
+        // One thread: nothing else runs while it is held up.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let (send, receive) = std::sync::mpsc::channel();
+        let long = runtime.spawn(async move {
+            at_length(LARGE + 1, || receive.recv_timeout(Duration::from_secs(20)).is_ok())
+        });
+        let other = runtime.spawn(async move { send.send(()).is_ok() });
+        assert!(runtime.block_on(long).unwrap() && runtime.block_on(other).unwrap());
+        // Where there is but the one thread of a test, and without any runtime.
+        let alone = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        assert_eq!(alone.block_on(async { at_length(LARGE + 1, || 1) }) + at_length(LARGE + 1, || 1), 2);
     }
 
     #[derive(Debug, Deserialize)]

@@ -5,10 +5,9 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{RawQuery, Request, State};
 use axum::http::request::Parts;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::openapi::RefOr;
@@ -23,10 +22,20 @@ use crate::options::Options;
 use crate::tokenize::Overflow;
 
 /// Which API a body is of.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Peek {
     input: Option<IgnoredAny>,
     texts: Option<IgnoredAny>,
+}
+
+impl Peek {
+    fn of(body: &[u8]) -> Self {
+        json::parse(body).unwrap_or_default()
+    }
+
+    const fn is_openais(&self) -> bool {
+        self.input.is_some() && self.texts.is_none()
+    }
 }
 
 /// Texts to embed.
@@ -128,9 +137,10 @@ pub(super) enum EitherResponse<'a> {
 
 impl Either {
     fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        match json::parse(body) {
-            Ok(Peek { input: Some(_), texts: None }) => json::parse(body).map(Self::OpenAis),
-            _ => json::parse(body).map(Self::Ours),
+        if Peek::of(body).is_openais() {
+            json::parse(body).map(Self::OpenAis)
+        } else {
+            json::parse(body).map(Self::Ours)
         }
     }
 }
@@ -157,13 +167,15 @@ pub(super) async fn post_embeddings(
     State(shared): SharedState,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let (head, body) = json::bytes(request, shared.settings.max_body_bytes).await?;
+    let (head, body) = json::bytes(request, &shared.settings).await?;
+    // The path is ours, and so would be the status of an error.
+    let of_openai = |error: ApiError| Ok(error.response(Shape::OpenAi));
+    if let Err(error) = json::check_count(&body, &shared.settings) {
+        return if Peek::of(&body).is_openais() { of_openai(error) } else { Err(error) };
+    }
     match Either::parse(&body)? {
         Either::Ours(body) => answer(&shared, &head, body).await,
-        // The path is ours, and so would be the status of an error.
-        Either::OpenAis(body) => {
-            openai::answer(&shared, &head, body).await.or_else(|error| Ok(error.response(Shape::OpenAi)))
-        }
+        Either::OpenAis(body) => openai::answer(&shared, &head, body).await.or_else(of_openai),
     }
 }
 
@@ -267,6 +279,7 @@ async fn answer(shared: &Arc<Shared>, head: &Parts, request: EmbedRequest) -> Re
         let texts = embedded.texts.iter().enumerate();
         texts.filter(|(_, text)| is(text)).map(|(place, _)| place).collect()
     };
+    let numbers = embedded.vectors.len() * decided.dimensions;
     let body = EmbedResponse {
         model: name,
         dimensions: decided.dimensions,
@@ -278,7 +291,7 @@ async fn answer(shared: &Arc<Shared>, head: &Parts, request: EmbedRequest) -> Re
         had_prompt: places(&|text| text.had_prompt),
         embeddings: embedded.vectors,
     };
-    Ok((headers, Json(body)).into_response())
+    Ok(json::answer(headers, numbers, body))
 }
 
 #[cfg(test)]

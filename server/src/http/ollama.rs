@@ -255,8 +255,7 @@ fn nanoseconds(duration: Duration) -> u64 {
 )]
 pub(super) async fn embed_texts(State(shared): SharedState, request: Request) -> Result<Response, ApiError> {
     let begun = Instant::now();
-    let (head, body): (_, EmbedRequest) =
-        json::read_of_any_type(request, shared.settings.max_body_bytes).await?;
+    let (head, body): (_, EmbedRequest) = json::read_of_any_type(request, &shared.settings).await?;
     let model = named(body.model);
     let found = find(&shared, model.as_deref())?;
     let load_duration = nanoseconds(begun.elapsed());
@@ -285,7 +284,8 @@ pub(super) async fn embed_texts(State(shared): SharedState, request: Request) ->
     }
     let answer = embed(&shared, &head, Call::of_texts(model, texts, options)).await?;
     let (headers, tokens) = (answer.headers(), answer.embedded.tokens());
-    Ok((headers, Json(response(answer.embedded.vectors, tokens))).into_response())
+    let numbers = answer.embedded.vectors.len() * answer.decided.dimensions;
+    Ok(json::answer(headers, numbers, response(answer.embedded.vectors, tokens)))
 }
 
 /// One vector, as the model makes it, and not of length 1, as there.
@@ -298,8 +298,7 @@ pub(super) async fn embed_texts(State(shared): SharedState, request: Request) ->
     responses((status = 200, description = "the vector", body = EmbeddingsResponse), VectorErrors<Ollama>),
 )]
 pub(super) async fn embed_prompt(State(shared): SharedState, request: Request) -> Result<Response, ApiError> {
-    let (head, body): (_, EmbeddingsRequest) =
-        json::read_of_any_type(request, shared.settings.max_body_bytes).await?;
+    let (head, body): (_, EmbeddingsRequest) = json::read_of_any_type(request, &shared.settings).await?;
     let model = named(body.model);
     find(&shared, model.as_deref())?;
     let options = Options { normalize: Some(false), ..Options::default() };
@@ -344,7 +343,7 @@ pub(super) async fn tags(State(shared): SharedState) -> Response {
     responses((status = 200, description = "the model", body = Show), BodyErrors<Ollama>),
 )]
 pub(super) async fn show(State(shared): SharedState, request: Request) -> Result<Response, ApiError> {
-    let (_, body): (_, ShowRequest) = json::read_of_any_type(request, shared.settings.max_body_bytes).await?;
+    let (_, body): (_, ShowRequest) = json::read_of_any_type(request, &shared.settings).await?;
     let embedder = find(&shared, named(body.model.or(body.name)).as_deref())?.embedder;
     if !embeds(&embedder) {
         return Err(options::Error::NoVectors.into());

@@ -74,7 +74,7 @@ struct Usage {
     responses((status = 200, description = "the vectors", body = EmbedResponse<'_>), VectorErrors<OpenAi>),
 )]
 pub(super) async fn embeddings(State(shared): SharedState, request: Request) -> Result<Response, ApiError> {
-    let (head, body) = json::read(request, shared.settings.max_body_bytes).await?;
+    let (head, body) = json::read(request, &shared.settings).await?;
     answer(&shared, &head, body).await
 }
 
@@ -89,11 +89,12 @@ pub(super) async fn answer(shared: &Shared, head: &Parts, body: EmbedRequest) ->
         total_tokens: tokens,
         truncated_inputs: answer.embedded.truncated().len(),
     };
+    let numbers = answer.embedded.vectors.len() * answer.decided.dimensions;
     let rows = answer.embedded.vectors.into_iter().enumerate();
     let data =
         rows.map(|(index, vector)| Row { object: "embedding", index, embedding: writing.write(vector) });
     let body = EmbedResponse { object: "list", data: data.collect(), model: answer.name, usage };
-    Ok((headers, Json(body)).into_response())
+    Ok(json::answer(headers, numbers, body))
 }
 
 async fn texts(shared: &Shared, model: Option<&str>, input: Input) -> Result<Vec<String>, ApiError> {

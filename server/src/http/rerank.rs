@@ -259,7 +259,7 @@ struct Tokens {
     responses((status = 200, description = "the best first", body = CohereRanking), VectorErrors<Cohere>),
 )]
 pub(super) async fn cohere(State(shared): SharedState, request: Request) -> Result<Response, ApiError> {
-    let (head, body): (_, RerankRequest) = json::read(request, shared.settings.max_body_bytes).await?;
+    let (head, body): (_, RerankRequest) = json::read(request, &shared.settings).await?;
     let (ask, top) = body.ask()?;
     let ranking = rank(&shared, &head, ask).await?;
     let answer = CohereRanking {
@@ -306,7 +306,7 @@ struct Usage {
     responses((status = 200, description = "the best first", body = JinaRanking), VectorErrors<Jina>),
 )]
 pub(super) async fn jina(State(shared): SharedState, request: Request) -> Result<Response, ApiError> {
-    let (head, body): (_, RerankRequest) = json::read(request, shared.settings.max_body_bytes).await?;
+    let (head, body): (_, RerankRequest) = json::read(request, &shared.settings).await?;
     in_jinas_shape(&shared, &head, None, &body).await
 }
 

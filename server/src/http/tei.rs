@@ -121,7 +121,8 @@ async fn answer(
     verb: Verb,
 ) -> Result<Response, ApiError> {
     let begun = Instant::now();
-    let (head, body) = json::bytes(request, shared.settings.max_body_bytes).await?;
+    let (head, body) = json::bytes(request, &shared.settings).await?;
+    json::check_count(&body, &shared.settings)?;
     // What is wrong with the body is told by the verb, who knows what it should be.
     let mut peek: Peek = json::parse(&body).unwrap_or_default();
     let model = model.or_else(|| peek.model.take());

@@ -67,7 +67,8 @@ impl Pool {
         how: How,
         special: bool,
     ) -> Result<Vec<Vec<Token>>, Error> {
-        self.each(texts, String::len, move |text| tokenizer.tokens(text, &how, special)).await
+        let all = texts.iter().map(String::len).sum();
+        self.each(texts, all, String::len, move |text| tokenizer.tokens(text, &how, special)).await
     }
 
     /// The text of each row of tokens.
@@ -78,6 +79,7 @@ impl Pool {
         skip_special: bool,
     ) -> Result<Vec<String>, Error> {
         let bytes = |row: &Vec<u32>| size_of_val(row.as_slice());
-        self.each(rows, bytes, move |row| tokenizer.decode(row, skip_special)).await
+        let all = rows.iter().map(bytes).sum();
+        self.each(rows, all, bytes, move |row| tokenizer.decode(row, skip_special)).await
     }
 }

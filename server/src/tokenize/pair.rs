@@ -5,18 +5,55 @@
 //! tokens, as transformers and sentence-transformers have it; but without tokenising more of the texts than
 //! matters. (The library itself, asked to truncate, may stop to count within either text.)
 
+use std::sync::{Arc, OnceLock};
+
 use tokenizers::{Encoding, PostProcessor as _};
 
 use super::{Error, How, Overflow, Tokenizer, Tokens};
 use crate::model::Sequence;
 
+/// The first text of pairs, with what a tokenizer has found out about it: the same for each of them, and costly
+/// where it is long. It is of one tokenizer and one [`How`].
+#[derive(Debug)]
+pub struct First {
+    pub(super) text: Arc<str>,
+    known: OnceLock<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    side: Side,
+    had_prompt: bool,
+}
+
+impl First {
+    /// Nothing is known of it yet.
+    pub const fn new(text: Arc<str>) -> Self {
+        Self { text, known: OnceLock::new() }
+    }
+}
+
+/// What is made once. Two threads that come at the same time may both make it.
+fn once<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T, Error>) -> Result<&T, Error> {
+    if let Some(value) = cell.get() {
+        return Ok(value);
+    }
+    let value = make()?;
+    Ok(cell.get_or_init(|| value))
+}
+
 /// One text of a pair.
+#[derive(Debug)]
 struct Side {
     text: String,
     /// Its first tokens, without special ones.
     ids: Vec<u32>,
     /// Whether it has more of them.
     cut: bool,
+    /// Its last tokens, as many as there could be room for, where they were asked for.
+    last: OnceLock<Vec<u32>>,
+    /// How many tokens it has in all, where that was asked for.
+    count: OnceLock<usize>,
 }
 
 impl Side {
@@ -39,10 +76,13 @@ fn shares(first: usize, second: usize, room: usize) -> (usize, usize) {
 
 impl Tokenizer {
     /// See [`super::Encode::encode_pair`].
-    pub(super) fn pair(&self, first: &str, second: &str, how: &How) -> Result<Tokens, Error> {
+    pub(super) fn pair(&self, first: &First, second: &str, how: &How) -> Result<Tokens, Error> {
         let failed = |error: tokenizers::Error| Error::Encode(error.to_string());
-        let (prompt, rest, had_prompt) = self.prompted(first, how);
-        let first = self.side([prompt, rest].concat())?;
+        let known = once(&first.known, || {
+            let (prompt, rest, had_prompt) = self.prompted(&first.text, how);
+            Ok(Known { side: self.side([prompt, rest].concat())?, had_prompt })
+        })?;
+        let (first, had_prompt) = (&known.side, known.had_prompt);
         let second = if self.lowercase { second.to_lowercase() } else { second.to_owned() };
         let mut second = self.side(second)?;
         let mut truncated = false;
@@ -59,9 +99,9 @@ impl Tokenizer {
             truncated = true;
         }
         let from_end = how.overflow == Overflow::TruncateStart;
-        let (of_first, of_second) = self.shares(&first, &second, room)?;
+        let (of_first, of_second) = self.shares(first, &second, room)?;
         let first = self.kept(first, of_first, from_end)?;
-        let second = self.kept(second, of_second, from_end)?;
+        let second = self.kept(&second, of_second, from_end)?;
         let pair = self.inner.post_process(first, Some(second), true).map_err(failed)?;
         let begins = pair.get_type_ids().iter().position(|&segment| segment == 1);
         let ids = pair.get_ids().to_vec();
@@ -71,7 +111,7 @@ impl Tokenizer {
 
     fn side(&self, text: String) -> Result<Side, Error> {
         let (ids, cut) = self.first(&text).map_err(|error| Error::Encode(error.to_string()))?;
-        Ok(Side { text, ids, cut })
+        Ok(Side { text, ids, cut, last: OnceLock::new(), count: OnceLock::new() })
     }
 
     /// How many tokens of either are kept. What `Side::len` says is enough for it, unless both are
@@ -82,10 +122,11 @@ impl Tokenizer {
         if first.cut && second.cut && room % 2 == 1 {
             (of_first, of_second) = (first.text.len(), second.text.len());
             if of_first.max(of_second) <= self.most() {
-                let count = |side: &Side| {
+                let all = |side: &Side| {
                     let ids = self.parts(&side.text).map_err(|error| Error::Encode(error.to_string()))?;
-                    Ok::<_, Error>(ids.len())
+                    Ok(ids.len())
                 };
+                let count = |side: &Side| once(&side.count, || all(side)).copied();
                 (of_first, of_second) = (count(first)?, count(second)?);
             }
         }
@@ -93,16 +134,12 @@ impl Tokenizer {
     }
 
     /// So many of its tokens, for the library to put special ones around.
-    fn kept(&self, side: Side, count: usize, from_end: bool) -> Result<Encoding, Error> {
-        let Side { text, mut ids, cut } = side;
-        if !from_end {
-            ids.truncate(count);
-        } else if cut {
-            ids = self.last(&text, count).map_err(|error| Error::Encode(error.to_string()))?;
-        } else {
-            ids.drain(..ids.len().saturating_sub(count));
-        }
-        Ok(ids.into_iter().map(|id| (id, String::new(), (0, 0), None, 0)).collect())
+    fn kept(&self, side: &Side, count: usize, from_end: bool) -> Result<Encoding, Error> {
+        let last = || self.last(&side.text, self.room).map_err(|error| Error::Encode(error.to_string()));
+        let ids = if from_end && side.cut { once(&side.last, last)? } else { &side.ids };
+        let count = count.min(ids.len());
+        let ids = if from_end { &ids[ids.len() - count..] } else { &ids[..count] };
+        Ok(ids.iter().map(|&id| (id, String::new(), (0, 0), None, 0)).collect())
     }
 }
 

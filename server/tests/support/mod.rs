@@ -65,6 +65,7 @@ pub fn settings() -> Settings {
 pub fn http_settings() -> http::Settings {
     http::Settings {
         max_body_bytes: 10_000,
+        max_texts: 10_000,
         max_concurrent_requests: 0,
         request_timeout: Duration::from_mins(1),
         forward_deadline: Duration::from_mins(1),

@@ -28,6 +28,14 @@ pub struct Server {
     log: Arc<Mutex<String>>,
 }
 
+/// What a process has of memory, in MiB.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    pub now: u64,
+    /// The most that it had at once.
+    pub peak: u64,
+}
+
 /// An HTTP response.
 #[derive(Debug)]
 pub struct Response {
@@ -52,7 +60,12 @@ impl Server {
 
     /// The same for a command that was made by hand; it must log as JSON.
     pub fn spawn(command: &mut Command) -> Self {
-        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        Self::spawn_writing(command, Stdio::null())
+    }
+
+    /// The same, with standard output somewhere, to which the server itself writes nothing.
+    pub fn spawn_writing(command: &mut Command, stdout: Stdio) -> Self {
+        let mut child = command.stderr(Stdio::piped()).stdout(stdout).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let sink = Arc::clone(&log);
@@ -143,6 +156,30 @@ impl Server {
             assert!(begun.elapsed() < PATIENCE, "the server does not end:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// The memory of the process.
+    pub fn memory(&self) -> Memory {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let mib = |field: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+        };
+        Memory { now: mib("VmRSS:"), peak: mib("VmHWM:") }
+    }
+
+    /// Its peak is counted anew from what it has now, where that is allowed.
+    pub fn forget_peak(&self) {
+        drop(std::fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5"));
+    }
+
+    /// How much processor time it has had.
+    pub fn computed(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // After the name, which may have spaces; in hundredths of a second on every Linux.
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let ticks = fields.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap());
+        Duration::from_millis(10 * ticks.sum::<u64>())
     }
 
     /// The names of the process's threads.

@@ -46,7 +46,8 @@ pub(super) async fn embed(asked: Asked<'_>) -> Result<Response, ApiError> {
     let characters = characters(&texts);
     let answer = asked.vectors(texts, options).await?;
     let headers = with_costs(answer.headers(), characters, answer.embedded.tokens(), asked.begun);
-    Ok((headers, Json(answer.embedded.vectors)).into_response())
+    let numbers = answer.embedded.vectors.len() * answer.decided.dimensions;
+    Ok(json::answer(headers, numbers, answer.embedded.vectors))
 }
 
 /// The states of each text's tokens after the encoder.
@@ -85,7 +86,8 @@ pub(super) async fn embed_all(asked: Asked<'_>) -> Result<Response, ApiError> {
     let all: Vec<_> = states.iter().zip(texts.iter().map(|text| text.tokens)).map(rows).collect();
     let tokens = texts.iter().map(|text| text.tokens).sum();
     let headers = headers_of(&texts, Some(&decided.space));
-    Ok((with_costs(headers, characters, tokens, asked.begun), Json(all)).into_response())
+    let numbers = states.iter().map(Vec::len).sum();
+    Ok(json::answer(with_costs(headers, characters, tokens, asked.begun), numbers, all))
 }
 
 /// No model here makes sparse vectors.

@@ -183,7 +183,7 @@ enum DtypeArg {
 enum ImplementationArg {
     /// The fastest that can serve the model.
     Auto,
-    /// Our own kernels, for CPUs with AVX-512 BF16 or AMX.
+    /// Our own kernels, for CPUs with AVX-512 or AMX.
     Fused,
     /// Our padding-free forward on LibTorch.
     Packed,
@@ -202,6 +202,9 @@ enum KernelsArg {
     /// AVX-512 with its bfloat16 dot product.
     #[value(name = "avx512_bf16")]
     Avx512Bf16,
+    /// AVX-512, in float32.
+    #[value(name = "avx512_f32")]
+    Avx512F32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -781,6 +784,7 @@ impl ServeArgs {
                         KernelsArg::Auto => None,
                         KernelsArg::AmxBf16 => Some(InstructionSet::AmxBf16),
                         KernelsArg::Avx512Bf16 => Some(InstructionSet::Avx512Bf16),
+                        KernelsArg::Avx512F32 => Some(InstructionSet::Avx512F32),
                     },
                 },
                 threads: threads(self.workers.into(), self.threads_per_worker.into(), cpus),

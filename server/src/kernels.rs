@@ -3,8 +3,8 @@
 //! ```text
 //! cpu          which instructions this CPU has: decided once, at start
 //! buffer       aligned memory, on huge pages where it is large
-//! gemm         C = A Wᵀ of bfloat16, summed in f32, with what follows it fused:
-//!              bias, activation, residual
+//! element      what operands are made of, bfloat16 or f32, and how either is multiplied
+//! gemm         C = A Wᵀ, summed in f32, with what follows it fused: bias, activation, residual
 //! attention    softmax(QKᵀ/√d) V of one text, all heads
 //! elementwise  embeddings + LayerNorm, residual LayerNorm, pooling
 //! scalar       the same in plain Rust: what the others are tested against
@@ -12,22 +12,25 @@
 //!
 //! # Numbers
 //!
-//! Operands of products are bfloat16, rounded to nearest, ties to even. Products are summed in
-//! f32; the residual stream, `LayerNorm`, softmax and pooling are f32 throughout.
+//! Operands of products are bfloat16, rounded to nearest, ties to even, or f32: that is the
+//! instruction set's. Products are summed in f32; the residual stream, `LayerNorm`, softmax and
+//! pooling are f32 throughout. Functions of single values are exact to about 1e-7 for both.
 //!
 //! # Layout
 //!
 //! Activations are row-major `[rows, columns]`, a token a row, columns a multiple of
-//! [`gemm::STEP`]. Buffers that a product reads hold [`gemm::padded_rows`] rows: tiles are read
+//! [`element::Element::STEP`]. Buffers that a product reads hold [`gemm::padded_rows`] rows: tiles are read
 //! whole. What is in the rows beyond the last token is never seen in a result, whatever it is.
-//! Weights are packed once, as `[columns / 16][depth / 32][16 pairs][16 columns][2]`: one
-//! `[16][16][2]` is a tile of AMX, and each 64 bytes of it an operand of `vdpbf16ps`.
+//! Weights are packed once, as `[columns / 16][depth / STEP][16 groups][16 columns][GROUP]`, a group
+//! being what 32 bits hold: two bfloat16, or an f32. Each 64 bytes are an operand of `vdpbf16ps` or
+//! `vfmadd231ps`; `[16][16][2]` bfloat16 are a tile of AMX.
 //!
 //! # Safety
 //!
 //! The only `unsafe` code beside the bridge to `LibTorch`. Public functions are safe: they check
-//! the sizes that the code below them assumes, and take an [`cpu::Isa`], which exists only where
-//! the CPU has it.
+//! the sizes that the code below them assumes, and take a [`gemm::Isa`], which exists only where
+//! the CPU has its instructions. Code that is the same for all of them enables AVX-512 F, BW, DQ and
+//! VL and no more, since a CPU that computes in f32 may have no more.
 #![expect(unsafe_code, reason = "vector instructions and the memory they read")]
 
 pub mod cpu;
@@ -36,6 +39,8 @@ pub mod cpu;
 pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod buffer;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod element;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod elementwise;
 #[cfg(target_arch = "x86_64")]

@@ -230,7 +230,7 @@ pub trait Model: Send {
 /// Which implementation computes the encoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Implementation {
-    /// Our own kernels for the CPU, fused, in bfloat16.
+    /// Our own kernels for the CPU, fused.
     Fused,
     /// Our padding-free forward on `LibTorch`, with oneDNN-prepacked linears.
     Packed,
@@ -258,6 +258,16 @@ pub enum Dtype {
     Float32,
     /// bfloat16 products, summed in single precision.
     BFloat16,
+}
+
+impl Dtype {
+    /// In which one the fused kernels compute with these instructions.
+    pub const fn of(set: InstructionSet) -> Self {
+        match set {
+            InstructionSet::AmxBf16 | InstructionSet::Avx512Bf16 => Self::BFloat16,
+            InstructionSet::Avx512F32 => Self::Float32,
+        }
+    }
 }
 
 impl fmt::Display for Dtype {
@@ -349,28 +359,35 @@ impl Plan {
                 format!("--device cuda:{index}: no implementation computes on a GPU yet; use --device cpu")
             }));
         }
+        let wanted = |set: InstructionSet| preference.dtype.is_none_or(|dtype| dtype == Dtype::of(set));
         let kernels = match preference.kernels {
-            Some(wanted) if !machine.kernels.contains(&wanted) => {
+            Some(set) if !machine.kernels.contains(&set) => {
                 return Err(Error::Unavailable(format!(
-                    "--kernels {wanted}: this CPU has {}; leave --kernels at auto",
+                    "--kernels {set}: this CPU has {}; leave --kernels at auto",
                     named(machine.kernels)
                 )));
             }
-            Some(wanted) => Some(wanted),
-            None => machine.kernels.first().copied(),
+            Some(set) if !wanted(set) => {
+                return Err(Error::Unavailable(format!(
+                    "--kernels {set}: they compute in {}, which --dtype does not ask for; leave one of the two \
+                     at auto",
+                    Dtype::of(set)
+                )));
+            }
+            Some(set) => Some(set),
+            None => machine.kernels.iter().copied().find(|&set| wanted(set)),
         };
-        let implementation = preference.implementation.unwrap_or(
-            if kernels.is_some() && preference.dtype != Some(Dtype::Float32) && fits_fused.is_ok() {
+        // What the CPU lacks where there are none.
+        let needed = match preference.dtype {
+            Some(Dtype::BFloat16) => "AVX-512 BF16 for bfloat16",
+            _ => "AVX-512",
+        };
+        let implementation =
+            preference.implementation.unwrap_or(if kernels.is_some() && fits_fused.is_ok() {
                 Implementation::Fused
             } else {
                 Implementation::Packed
-            },
-        );
-        let dtype = preference.dtype.unwrap_or(match implementation {
-            Implementation::Fused => Dtype::BFloat16,
-            Implementation::Packed if machine.native_bf16 => Dtype::BFloat16,
-            _ => Dtype::Float32,
-        });
+            });
         if implementation == Implementation::Fused {
             let refused = |why: &str| {
                 Err(Error::Unavailable(format!(
@@ -378,24 +395,29 @@ impl Plan {
                 )))
             };
             return match (kernels, fits_fused) {
-                _ if dtype == Dtype::Float32 => refused("it computes in bfloat16, not in float32"),
-                (None, _) => refused("it needs AVX-512 BF16, which this CPU lacks"),
+                (None, _) => refused(&format!("it needs {needed}, which this CPU lacks")),
                 (_, Err(why)) => refused(why),
-                (kernels, Ok(())) => Ok(Self { implementation, dtype, kernels }),
+                (Some(set), Ok(())) => Ok(Self { implementation, dtype: Dtype::of(set), kernels }),
             };
         }
         if !machine.libtorch {
-            let why = match (preference.implementation, kernels, fits_fused) {
-                (Some(other), ..) => format!("--implementation {other} needs it"),
-                (None, None, _) => "its own kernels need AVX-512 BF16, which this CPU lacks".to_owned(),
-                (None, _, Err(why)) => format!("its own kernels do not fit the model: {why}"),
-                (None, _, Ok(())) => "its own kernels compute in bfloat16, not in float32".to_owned(),
+            let why = match (preference.implementation, fits_fused) {
+                (Some(other), _) => format!("--implementation {other} needs it"),
+                (None, Err(why)) if kernels.is_some() => {
+                    format!("its own kernels do not fit the model: {why}")
+                }
+                (None, _) => format!("its own kernels need {needed}, which this CPU lacks"),
             };
             return Err(Error::Unavailable(format!(
                 "this build is without LibTorch, and {why}; use the build with it, which serves every model on \
                  every CPU"
             )));
         }
+        let dtype = preference.dtype.unwrap_or(match (implementation, preference.kernels) {
+            (Implementation::Packed, Some(set)) => Dtype::of(set),
+            (Implementation::Packed, None) if machine.native_bf16 => Dtype::BFloat16,
+            _ => Dtype::Float32,
+        });
         if implementation == Implementation::RustBert && dtype == Dtype::BFloat16 {
             return Err(Error::Unavailable(
                 "--implementation rust_bert computes in float32 only; leave --dtype at auto or float32"
@@ -482,8 +504,7 @@ pub fn load(directory: &Directory, plan: Plan) -> Result<(Box<dyn Model>, Vec<sp
         #[cfg(target_arch = "x86_64")]
         Implementation::Fused => {
             let set = plan.kernels.ok_or_else(|| Error::Unavailable("no kernels were chosen".into()))?;
-            let (model, tensors) = fused::Bert::load(directory, set)?;
-            Ok((Box::new(model), tensors))
+            fused::load(directory, set)
         }
         #[cfg(not(target_arch = "x86_64"))]
         Implementation::Fused => {
@@ -543,20 +564,25 @@ pub const fn enter_inference_mode() -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    use InstructionSet::{AmxBf16, Avx512Bf16};
+    use InstructionSet::{AmxBf16, Avx512Bf16, Avx512F32};
 
     const BF16: Machine = Machine {
         native_bf16: true,
         can_bf16: true,
-        kernels: &[Avx512Bf16],
+        kernels: &[Avx512Bf16, Avx512F32],
         libtorch: true,
         cuda_devices: 0,
     };
-    const AMX: Machine = Machine { kernels: &[AmxBf16, Avx512Bf16], ..BF16 };
-    const PLAIN: Machine = Machine { native_bf16: false, kernels: &[], ..BF16 };
+    const AMX: Machine = Machine { kernels: &[AmxBf16, Avx512Bf16, Avx512F32], ..BF16 };
+    /// AVX-512 without BF16: Intel Skylake-X, Ice Lake.
+    const PLAIN: Machine = Machine { native_bf16: false, kernels: &[Avx512F32], ..BF16 };
     const SMALL: Machine = Machine { libtorch: false, ..BF16 };
-    const SMALL_OLD: Machine = Machine { libtorch: false, ..PLAIN };
-    const OLD: Machine = Machine { can_bf16: false, ..PLAIN };
+    const SMALL_PLAIN: Machine = Machine { libtorch: false, ..PLAIN };
+    const SMALL_OLD: Machine = Machine { libtorch: false, ..OLD };
+    /// No more than AVX2.
+    const OLD: Machine = Machine { can_bf16: false, kernels: &[], ..PLAIN };
+    /// AVX2 with AVX-NE-CONVERT, as in Intel's small cores.
+    const CONVERTS: Machine = Machine { can_bf16: true, ..OLD };
 
     fn preference(implementation: Option<Implementation>, dtype: Option<Dtype>) -> Preference {
         Preference { implementation, dtype, device: DeviceChoice::Auto, kernels: None }
@@ -566,20 +592,32 @@ mod tests {
     fn the_plan_follows_the_wish_and_then_the_machine_and_the_model() {
         use Dtype::{BFloat16, Float32};
         use Implementation::{Fused, Packed, RustBert};
-        let slower = Preference { kernels: Some(Avx512Bf16), ..preference(None, None) };
+        let with = |kernels, wish| Preference { kernels: Some(kernels), ..wish };
+        let (any, exact) = (preference(None, None), preference(None, Some(Float32)));
         let table = [
-            (preference(None, None), BF16, true, Fused, BFloat16, Some(Avx512Bf16)),
-            (preference(None, None), AMX, true, Fused, BFloat16, Some(AmxBf16)),
-            (slower, AMX, true, Fused, BFloat16, Some(Avx512Bf16)),
-            (preference(None, None), SMALL, true, Fused, BFloat16, Some(Avx512Bf16)),
-            (preference(None, None), BF16, false, Packed, BFloat16, None),
+            (any, BF16, true, Fused, BFloat16, Some(Avx512Bf16)),
+            (any, AMX, true, Fused, BFloat16, Some(AmxBf16)),
+            (with(Avx512Bf16, any), AMX, true, Fused, BFloat16, Some(Avx512Bf16)),
+            (with(Avx512F32, any), AMX, true, Fused, Float32, Some(Avx512F32)),
+            (with(Avx512F32, exact), BF16, true, Fused, Float32, Some(Avx512F32)),
+            (with(Avx512F32, any), BF16, false, Packed, Float32, None),
+            (any, SMALL, true, Fused, BFloat16, Some(Avx512Bf16)),
+            (exact, SMALL, true, Fused, Float32, Some(Avx512F32)),
+            (any, SMALL_PLAIN, true, Fused, Float32, Some(Avx512F32)),
+            (any, BF16, false, Packed, BFloat16, None),
             (preference(Some(Packed), None), BF16, true, Packed, BFloat16, None),
-            (preference(None, None), PLAIN, true, Packed, Float32, None),
-            (preference(None, Some(Float32)), BF16, true, Packed, Float32, None),
+            (preference(Some(Packed), Some(Float32)), BF16, true, Packed, Float32, None),
+            (any, PLAIN, true, Fused, Float32, Some(Avx512F32)),
+            (any, PLAIN, false, Packed, Float32, None),
+            (exact, BF16, true, Fused, Float32, Some(Avx512F32)),
+            (exact, AMX, true, Fused, Float32, Some(Avx512F32)),
+            (preference(Some(Fused), Some(Float32)), AMX, true, Fused, Float32, Some(Avx512F32)),
             (preference(None, Some(BFloat16)), BF16, true, Fused, BFloat16, Some(Avx512Bf16)),
             (preference(None, Some(BFloat16)), PLAIN, true, Packed, BFloat16, None),
+            (preference(None, Some(BFloat16)), CONVERTS, true, Packed, BFloat16, None),
             (preference(Some(RustBert), None), BF16, true, RustBert, Float32, None),
-            (preference(None, None), OLD, true, Packed, Float32, None),
+            (any, OLD, true, Packed, Float32, None),
+            (exact, OLD, true, Packed, Float32, None),
         ];
         for (wish, machine, fits, implementation, dtype, kernels) in table {
             let fits = if fits { Ok(()) } else { Err("its heads are odd".to_owned()) };
@@ -619,9 +657,15 @@ mod tests {
             ),
             (
                 preference(Some(Fused), None),
+                OLD,
+                Ok(()),
+                "--implementation fused: it needs AVX-512, which this CPU lacks; leave --implementation at auto",
+            ),
+            (
+                preference(Some(Fused), Some(BFloat16)),
                 PLAIN,
                 Ok(()),
-                "--implementation fused: it needs AVX-512 BF16, which this CPU lacks; leave --implementation at auto",
+                "--implementation fused: it needs AVX-512 BF16 for bfloat16, which this CPU lacks; leave --implementation at auto",
             ),
             (
                 preference(Some(Fused), None),
@@ -630,16 +674,10 @@ mod tests {
                 "--implementation fused: its heads are odd; leave --implementation at auto",
             ),
             (
-                preference(Some(Fused), Some(Float32)),
-                BF16,
-                Ok(()),
-                "--implementation fused: it computes in bfloat16, not in float32; leave --implementation at auto",
-            ),
-            (
                 preference(None, None),
                 SMALL_OLD,
                 Ok(()),
-                "this build is without LibTorch, and its own kernels need AVX-512 BF16, which this CPU lacks; use the build with it, which serves every model on every CPU",
+                "this build is without LibTorch, and its own kernels need AVX-512, which this CPU lacks; use the build with it, which serves every model on every CPU",
             ),
             (
                 preference(None, None),
@@ -648,10 +686,10 @@ mod tests {
                 "this build is without LibTorch, and its own kernels do not fit the model: its heads are odd; use the build with it, which serves every model on every CPU",
             ),
             (
-                preference(None, Some(Float32)),
-                SMALL,
+                preference(None, Some(BFloat16)),
+                SMALL_PLAIN,
                 Ok(()),
-                "this build is without LibTorch, and its own kernels compute in bfloat16, not in float32; use the build with it, which serves every model on every CPU",
+                "this build is without LibTorch, and its own kernels need AVX-512 BF16 for bfloat16, which this CPU lacks; use the build with it, which serves every model on every CPU",
             ),
             (
                 preference(Some(RustBert), None),
@@ -659,10 +697,27 @@ mod tests {
                 Ok(()),
                 "this build is without LibTorch, and --implementation rust_bert needs it; use the build with it, which serves every model on every CPU",
             ),
-            (tiles, BF16, Ok(()), "--kernels amx_bf16: this CPU has avx512_bf16; leave --kernels at auto"),
+            (
+                Preference { kernels: Some(Avx512F32), ..preference(None, Some(BFloat16)) },
+                BF16,
+                Ok(()),
+                "--kernels avx512_f32: they compute in float32, which --dtype does not ask for; leave one of the two at auto",
+            ),
+            (
+                Preference { kernels: Some(Avx512Bf16), ..preference(None, Some(Float32)) },
+                BF16,
+                Ok(()),
+                "--kernels avx512_bf16: they compute in bfloat16, which --dtype does not ask for; leave one of the two at auto",
+            ),
             (
                 tiles,
-                PLAIN,
+                BF16,
+                Ok(()),
+                "--kernels amx_bf16: this CPU has avx512_bf16 and avx512_f32; leave --kernels at auto",
+            ),
+            (
+                tiles,
+                OLD,
                 Ok(()),
                 "--kernels amx_bf16: this CPU has no instructions that it knows; leave --kernels at auto",
             ),

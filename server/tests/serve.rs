@@ -11,6 +11,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use embedding_server::kernels::cpu::{Cpu, InstructionSet};
+use embedding_server::model::Dtype;
 use hub::{FakeHub, Fault, Tree};
 use serde_json::{Value, json};
 use support::process::{Server, command, send};
@@ -53,8 +54,10 @@ fn real_vectors_over_real_http() {
     let openai = server.post("/v1/embeddings", &json!({"input": HELLO.0, "model": "minilm"})).json();
     let openai: Vec<f32> = serde_json::from_value(openai["data"][0]["embedding"].clone()).unwrap();
     assert!(cosine(&openai, &vector) > 0.999_999);
-    assert_eq!(server.get("/models").json()["models"][0]["numerics"]["implementation"], "packed");
-    assert_eq!(server.get("/models").json()["models"][0]["numerics"]["dtype"], "float32");
+    let numerics = &server.get("/models").json()["models"][0]["numerics"];
+    let fused = Cpu::this().sets().contains(&InstructionSet::Avx512F32);
+    assert_eq!(numerics["implementation"], if fused { "fused" } else { "packed" });
+    assert_eq!(numerics["dtype"], "float32");
 }
 
 #[test]
@@ -67,17 +70,27 @@ fn the_fastest_kernels_of_the_cpu_compute_or_those_that_were_asked_for() {
     let (auto, vector) = numerics(&[]);
     let sets = Cpu::this().sets();
     let Some(fastest) = sets.first() else {
-        println!("NOT RUN: fused kernels in a server; this CPU has no AVX-512 BF16");
+        println!("NOT RUN: fused kernels in a server; this CPU has no AVX-512");
         assert_eq!(auto["implementation"], "packed");
         return;
     };
-    let fused =
-        |set: &str| json!({"implementation": "fused", "dtype": "bfloat16", "kernels": set, "device": "cpu"});
-    assert_eq!(auto, fused(fastest.name()));
+    let fused = |set: InstructionSet| {
+        let dtype = Dtype::of(set).to_string();
+        json!({"implementation": "fused", "dtype": dtype, "kernels": set.name(), "device": "cpu"})
+    };
+    assert_eq!(auto, fused(*fastest));
+    if sets.contains(&InstructionSet::Avx512F32) {
+        let (exact, other) = numerics(&["--dtype", "float32"]);
+        assert_eq!(exact, fused(InstructionSet::Avx512F32));
+        assert!(cosine(&other, &vector) > 0.9999);
+        let (packed, other) = numerics(&["--dtype", "float32", "--implementation", "packed"]);
+        assert_eq!(packed, json!({"implementation": "packed", "dtype": "float32", "device": "cpu"}));
+        assert!(cosine(&other, &vector) > 0.9999);
+    }
     for set in InstructionSet::ALL {
         if sets.contains(&set) {
             let (forced, other) = numerics(&["--kernels", set.name()]);
-            assert_eq!(forced, fused(set.name()));
+            assert_eq!(forced, fused(set));
             assert!(cosine(&other, &vector) > 0.9999, "{set}");
         } else {
             println!("NOT RUN: a server with {set}, which this CPU lacks: only the refusal is tested");

@@ -11,17 +11,20 @@ pub enum InstructionSet {
     AmxBf16,
     /// AVX-512 with its bfloat16 dot product (Intel Cooper Lake, AMD Zen 4, and later).
     Avx512Bf16,
+    /// AVX-512 (F, BW, DQ, VL), computing in float32 (Intel Skylake-X and later, AMD Zen 4 and later).
+    Avx512F32,
 }
 
 impl InstructionSet {
     /// All of them, the fastest first.
-    pub const ALL: [Self; 2] = [Self::AmxBf16, Self::Avx512Bf16];
+    pub const ALL: [Self; 3] = [Self::AmxBf16, Self::Avx512Bf16, Self::Avx512F32];
 
     /// Its name in flags, logs and answers.
     pub const fn name(self) -> &'static str {
         match self {
             Self::AmxBf16 => "amx_bf16",
             Self::Avx512Bf16 => "avx512_bf16",
+            Self::Avx512F32 => "avx512_f32",
         }
     }
 }
@@ -73,16 +76,18 @@ impl Cpu {
         let avx512 = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512bf16");
-        if !avx512 {
-            return Self { sets: Vec::new(), amx_refused: None };
-        }
-        match amx() {
-            Ok(true) => Self { sets: InstructionSet::ALL.to_vec(), amx_refused: None },
-            Ok(false) => Self { sets: vec![InstructionSet::Avx512Bf16], amx_refused: None },
-            Err(why) => Self { sets: vec![InstructionSet::Avx512Bf16], amx_refused: Some(why) },
-        }
+            && is_x86_feature_detected!("avx512vl");
+        let bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
+        let (amx, amx_refused) = match if bf16 { amx() } else { Ok(false) } {
+            Ok(amx) => (amx, None),
+            Err(why) => (false, Some(why)),
+        };
+        let has = |set: &InstructionSet| match set {
+            InstructionSet::AmxBf16 => amx,
+            InstructionSet::Avx512Bf16 => bf16,
+            InstructionSet::Avx512F32 => avx512,
+        };
+        Self { sets: InstructionSet::ALL.into_iter().filter(has).collect(), amx_refused }
     }
 
     #[cfg(not(target_arch = "x86_64"))]
@@ -125,28 +130,6 @@ fn request_tiles() -> Result<(), String> {
     Err("AMX tiles are used on Linux only".into())
 }
 
-/// The proof that the CPU has an instruction set: kernels take it in place of a check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Isa(InstructionSet);
-
-impl Isa {
-    /// The proof, if `cpu` has it.
-    pub(crate) fn of(set: InstructionSet) -> Option<Self> {
-        Cpu::this().sets.contains(&set).then_some(Self(set))
-    }
-
-    /// The tests', who see to it that tiles are there, if only emulated.
-    #[cfg(test)]
-    pub(crate) const fn assume(set: InstructionSet) -> Self {
-        Self(set)
-    }
-
-    /// Which one.
-    pub(crate) const fn set(self) -> InstructionSet {
-        self.0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,15 +139,15 @@ mod tests {
         for set in InstructionSet::ALL {
             assert_eq!(set.name().parse(), Ok(set));
         }
-        assert_eq!("avx2".parse::<InstructionSet>(), Err("expected amx_bf16 or avx512_bf16".to_owned()));
+        assert_eq!(
+            "avx2".parse::<InstructionSet>(),
+            Err("expected amx_bf16 or avx512_bf16 or avx512_f32".to_owned())
+        );
     }
 
     #[test]
-    fn amx_is_never_without_avx512() {
+    fn what_needs_more_is_never_without_what_needs_less() {
         let sets = Cpu::this().sets();
-        assert!(matches!(
-            sets,
-            [] | [InstructionSet::Avx512Bf16] | [InstructionSet::AmxBf16, InstructionSet::Avx512Bf16]
-        ));
+        assert_eq!(sets, &InstructionSet::ALL[InstructionSet::ALL.len() - sets.len()..]);
     }
 }

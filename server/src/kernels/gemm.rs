@@ -1,4 +1,4 @@
-//! Products of bfloat16 matrices, summed in f32, with what follows them fused.
+//! Products of matrices, of bfloat16 or f32, summed in f32, with what follows them fused.
 //!
 //! # Flow
 //!
@@ -7,33 +7,26 @@
 //! activation, residual) while it is in L1, so no intermediate is written twice.
 //!
 //! Which micro-kernel computes a tile depends on the CPU: [`avx512`] holds 6 × 64 sums in
-//! registers, [`amx`] 32 × 32 in tiles. All else is the same code for both.
+//! registers, [`amx`] 32 × 32 in tiles. All else is the same code for all: it is compiled once for
+//! each, and what a micro-kernel multiplies is its [`MicroKernel::Element`].
 
 mod amx;
 mod avx512;
 
-use std::arch::x86_64::{
-    __m256bh, __m256i, __m512, _mm256_storeu_si256, _mm512_add_ps, _mm512_cvtneps_pbh, _mm512_loadu_ps,
-    _mm512_storeu_ps,
-};
-
-use half::bf16;
+use std::arch::x86_64::{__m512, _mm512_add_ps, _mm512_loadu_ps, _mm512_storeu_ps};
+use std::fmt::Debug;
+use std::marker::PhantomData;
 
 use super::buffer::Buffer;
-use super::cpu::{InstructionSet, Isa};
+use super::cpu::{Cpu, InstructionSet};
+use super::element::Element;
 use super::elementwise::{gelu, gelu_tanh, relu};
 
-pub(crate) use amx::{Amx, Tiles};
+pub(crate) use amx::Amx;
 pub(crate) use avx512::Avx512;
 
 /// Columns of a block of packed weights: the f32 of a register, or of a tile's row.
 pub(crate) const BLOCK: usize = 16;
-
-/// Elements of depth that one tile multiplies. Depths are padded to it with zeros.
-pub(crate) const STEP: usize = 32;
-
-/// bfloat16 values of a block and step: a tile.
-pub(crate) const TILE: usize = BLOCK * STEP;
 
 /// Rows of a tile: they are read together.
 const TILE_ROWS: usize = 16;
@@ -45,29 +38,29 @@ pub(crate) const fn padded_rows(rows: usize) -> usize {
 
 /// A matrix laid out for the micro-kernels. See [`super`].
 #[derive(Debug)]
-pub(crate) struct Packed {
+pub(crate) struct Packed<T: Element> {
     columns: usize,
     depth: usize,
-    values: Buffer<bf16>,
+    values: Buffer<T>,
 }
 
-impl Packed {
-    /// Packs `weight` `[columns, depth]`, row by row as `torch.nn.Linear` has it, rounded to
-    /// bfloat16. Columns and depth are padded with zeros to a multiple of [`STEP`].
+impl<T: Element> Packed<T> {
+    /// Packs `weight` `[columns, depth]`, row by row as `torch.nn.Linear` has it, rounded to `T`.
+    /// Columns and depth are padded with zeros to a multiple of [`Element::STEP`].
     pub(crate) fn new(weight: &[f32], columns: usize, depth: usize) -> Self {
         assert_eq!(weight.len(), columns * depth, "a weight of {columns} × {depth}");
-        let padded_depth = depth.next_multiple_of(STEP);
+        let padded_depth = depth.next_multiple_of(T::STEP);
         let mut packed = Self {
-            columns: columns.next_multiple_of(STEP),
+            columns: columns.next_multiple_of(T::STEP),
             depth: padded_depth,
-            values: Buffer::zeroed(columns.next_multiple_of(STEP) * padded_depth),
+            values: Buffer::zeroed(columns.next_multiple_of(T::STEP) * padded_depth),
         };
         for (column, weights) in weight.chunks_exact(depth.max(1)).enumerate() {
             let block = column / BLOCK * BLOCK * padded_depth;
-            for (at, pair) in weights.chunks(2).enumerate() {
-                let to = block + at * 2 * BLOCK + column % BLOCK * 2;
-                for (value, &weight) in packed.values[to..].iter_mut().zip(pair) {
-                    *value = bf16::from_f32(weight);
+            for (at, group) in weights.chunks(T::GROUP).enumerate() {
+                let to = block + (at * BLOCK + column % BLOCK) * T::GROUP;
+                for (value, &weight) in packed.values[to..].iter_mut().zip(group) {
+                    *value = T::of(weight);
                 }
             }
         }
@@ -99,16 +92,16 @@ pub(crate) enum Activation {
 
 /// Where the result goes: `[rows, columns]`, row by row.
 #[derive(Debug)]
-pub(crate) enum Output<'a> {
-    /// Rounded to bfloat16.
-    Store(&'a mut [bf16]),
-    /// Activated, then rounded to bfloat16.
-    Activate(Activation, &'a mut [bf16]),
+pub(crate) enum Output<'a, T> {
+    /// Rounded to the element of operands.
+    Store(&'a mut [T]),
+    /// Activated, then rounded to it.
+    Activate(Activation, &'a mut [T]),
     /// Added to what is there: a residual.
     Add(&'a mut [f32]),
 }
 
-impl Output<'_> {
+impl<T> Output<'_, T> {
     fn len(&self) -> usize {
         match self {
             Self::Store(to) | Self::Activate(_, to) => to.len(),
@@ -122,43 +115,38 @@ impl Output<'_> {
 /// # Panics
 ///
 /// Where a size does not fit.
-pub(crate) fn linear(
-    isa: Isa,
-    x: &[bf16],
+pub(crate) fn linear<K: MicroKernel>(
+    _: Isa<K>,
+    x: &[K::Element],
     rows: usize,
-    weight: &Packed,
+    weight: &Packed<K::Element>,
     bias: &[f32],
-    mut output: Output<'_>,
+    mut output: Output<'_, K::Element>,
 ) {
     assert!(x.len() >= padded_rows(rows) * weight.depth, "input of {} for {rows} rows", x.len());
     assert_eq!(bias.len(), weight.columns, "a bias for each column");
     assert!(output.len() >= rows * weight.columns, "room for {rows} rows");
-    // SAFETY: the sizes were checked, and `isa` proves the instructions.
+    // SAFETY: the sizes were checked, and the `Isa` proves the instructions.
     unsafe {
-        match isa.set() {
-            InstructionSet::AmxBf16 => {
-                let _tiles = Tiles::configure();
-                panels::<Amx>(x, rows, weight, bias, &mut output);
-            }
-            InstructionSet::Avx512Bf16 => panels::<Avx512>(x, rows, weight, bias, &mut output),
-        }
+        let _ready = K::ready();
+        panels::<K>(x, rows, weight, bias, &mut output);
     }
 }
 
 /// A small tile of a product: `c = a b`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Tile {
-    /// Its first row of the left operand, `steps` × [`STEP`] deep.
-    pub(crate) a: *const bf16,
+pub(crate) struct Tile<T> {
+    /// Its first row of the left operand, `steps` × [`Element::STEP`] deep.
+    pub(crate) a: *const T,
     /// What the rows of `a` are apart, in elements.
     pub(crate) stride: usize,
     /// How many, up to [`MicroKernel::ROWS`].
     pub(crate) rows: usize,
     /// Its first block of the packed right operand; the others follow.
-    pub(crate) b: *const bf16,
+    pub(crate) b: *const T,
     /// How many, up to [`MicroKernel::BLOCKS`].
     pub(crate) blocks: usize,
-    /// The depth, in [`STEP`]s.
+    /// The depth, in [`Element::STEP`]s.
     pub(crate) steps: usize,
     /// Where the sums go.
     pub(crate) c: *mut f32,
@@ -167,20 +155,50 @@ pub(crate) struct Tile {
 }
 
 /// Computes tiles.
-pub(crate) trait MicroKernel {
+pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
+    /// The instructions that it needs.
+    const SET: InstructionSet;
+    /// What it multiplies.
+    type Element: Element;
+    /// What has to live while tiles are computed.
+    type Ready;
     /// The most rows of a tile.
     const ROWS: usize;
     /// The most blocks of columns of a tile.
     const BLOCKS: usize;
 
+    /// Makes the calling thread ready to compute tiles.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instructions.
+    unsafe fn ready() -> Self::Ready;
+
     /// Computes one.
     ///
     /// # Safety
     ///
-    /// The CPU has the instructions, and its tiles are configured. Rows and blocks are at least 1.
-    /// Of `a`, [`padded_rows`] of `rows` can be read to the depth; of `b`, `blocks × steps` × [`TILE`]
-    /// elements; of `c`, [`Self::ROWS`] rows can be written.
-    unsafe fn tile(tile: Tile);
+    /// The CPU has the instructions, and the thread is [`Self::ready`]. Rows and blocks are at least 1.
+    /// Of `a`, [`padded_rows`] of `rows` can be read to the depth; of `b`, `blocks × steps` × [`BLOCK`]
+    /// × [`Element::STEP`] elements; of `c`, [`Self::ROWS`] rows can be written.
+    unsafe fn tile(tile: Tile<Self::Element>);
+}
+
+/// The proof that the CPU has a micro-kernel's instructions: kernels take it in place of a check.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Isa<K>(PhantomData<K>);
+
+impl<K: MicroKernel> Isa<K> {
+    /// The proof, if this CPU has them.
+    pub(crate) fn detect() -> Option<Self> {
+        Cpu::this().sets().contains(&K::SET).then_some(Self(PhantomData))
+    }
+
+    /// The tests', who see to it that tiles are there, if only emulated.
+    #[cfg(test)]
+    pub(crate) const fn assume() -> Self {
+        Self(PhantomData)
+    }
 }
 
 /// The sums of one tile, before they are finished: the largest of any micro-kernel.
@@ -190,17 +208,17 @@ struct Sums([f32; 32 * 32]);
 /// # Safety
 ///
 /// As [`linear`] checks it, and the CPU has `K`'s instructions, its tiles configured.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn panels<K: MicroKernel>(
-    x: &[bf16],
+    x: &[K::Element],
     rows: usize,
-    weight: &Packed,
+    weight: &Packed<K::Element>,
     bias: &[f32],
-    output: &mut Output<'_>,
+    output: &mut Output<'_, K::Element>,
 ) {
     const { assert!(K::ROWS * K::BLOCKS * BLOCK <= 32 * 32) };
     let Packed { columns, depth, values } = weight;
-    let steps = depth / STEP;
+    let steps = depth / K::Element::STEP;
     let width = K::BLOCKS * BLOCK;
     let mut sums = Sums([0.0; 32 * 32]);
     for first in (0..*columns).step_by(width) {
@@ -231,9 +249,9 @@ unsafe fn panels<K: MicroKernel>(
 /// # Safety
 ///
 /// The tile is within `output` and `bias`.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 #[expect(clippy::too_many_arguments, reason = "a tile and where it goes")]
-unsafe fn finish(
+unsafe fn finish<T: Element>(
     sums: &Sums,
     width: usize,
     rows: usize,
@@ -241,7 +259,7 @@ unsafe fn finish(
     bias: &[f32],
     at: usize,
     stride: usize,
-    output: &mut Output<'_>,
+    output: &mut Output<'_, T>,
 ) {
     // SAFETY: as the caller promises.
     unsafe {
@@ -249,25 +267,25 @@ unsafe fn finish(
             Output::Store(to) => {
                 let to = to.as_mut_ptr().add(at);
                 each(sums, width, rows, blocks, bias, |row, column, y| {
-                    round(to.add(row * stride + column), y);
+                    T::store(to.add(row * stride + column), y);
                 });
             }
             Output::Activate(Activation::Gelu, to) => {
                 let to = to.as_mut_ptr().add(at);
                 each(sums, width, rows, blocks, bias, |row, column, y| {
-                    round(to.add(row * stride + column), gelu(y));
+                    T::store(to.add(row * stride + column), gelu(y));
                 });
             }
             Output::Activate(Activation::GeluTanh, to) => {
                 let to = to.as_mut_ptr().add(at);
                 each(sums, width, rows, blocks, bias, |row, column, y| {
-                    round(to.add(row * stride + column), gelu_tanh(y));
+                    T::store(to.add(row * stride + column), gelu_tanh(y));
                 });
             }
             Output::Activate(Activation::Relu, to) => {
                 let to = to.as_mut_ptr().add(at);
                 each(sums, width, rows, blocks, bias, |row, column, y| {
-                    round(to.add(row * stride + column), relu(y));
+                    T::store(to.add(row * stride + column), relu(y));
                 });
             }
             Output::Add(to) => {
@@ -307,20 +325,6 @@ unsafe fn each(
             }
         }
     }
-}
-
-/// Stores 16 values as bfloat16.
-///
-/// # Safety
-///
-/// `to` has room for them.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) unsafe fn round(to: *mut bf16, values: __m512) {
-    // SAFETY: as the caller promises; the types differ in name only.
-    unsafe {
-        _mm256_storeu_si256(to.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values)));
-    };
 }
 
 #[cfg(test)]

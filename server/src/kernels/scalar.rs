@@ -1,19 +1,19 @@
 //! The kernels in plain Rust, in f64: what the others are tested against.
 //!
-//! They take the same bfloat16 operands, so what differs is the order of sums, the polynomials,
+//! They take the same operands, so what differs is the order of sums, the polynomials,
 //! and the rounding of what is stored.
 
-use half::bf16;
+use super::element::Element;
 
-/// `x Wᵀ + b`: `x` `[rows, depth]`, `weight` `[columns, depth]`, which is rounded to bfloat16 here.
-pub(super) fn linear(x: &[bf16], weight: &[f32], bias: &[f32], depth: usize) -> Vec<f64> {
+/// `x Wᵀ + b`: `x` `[rows, depth]`, `weight` `[columns, depth]`, which is rounded to operands here.
+pub(super) fn linear<T: Element>(x: &[T], weight: &[f32], bias: &[f32], depth: usize) -> Vec<f64> {
     let columns = bias.len();
-    let rounded: Vec<f64> = weight.iter().map(|&weight| bf16::from_f32(weight).to_f64()).collect();
+    let rounded: Vec<f64> = weight.iter().map(|&weight| T::of(weight).into()).collect();
     x.chunks_exact(depth)
         .flat_map(|row| {
             (0..columns).map(|column| {
                 let weights = &rounded[column * depth..][..depth];
-                let product: f64 = row.iter().zip(weights).map(|(x, weight)| x.to_f64() * weight).sum();
+                let product: f64 = row.iter().zip(weights).map(|(&x, weight)| x.into() * weight).sum();
                 product + f64::from(bias[column])
             })
         })
@@ -41,10 +41,10 @@ pub(super) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f64) -> V
 }
 
 /// Attention of one text: `qkv` `[length, 3 × heads × size]` → `[length, heads × size]`.
-pub(super) fn attention(qkv: &[bf16], length: usize, heads: usize, size: usize) -> Vec<f64> {
+pub(super) fn attention<T: Element>(qkv: &[T], length: usize, heads: usize, size: usize) -> Vec<f64> {
     let hidden = heads * size;
-    let at = |row: usize, part: usize, head: usize, column: usize| {
-        qkv[row * 3 * hidden + part * hidden + head * size + column].to_f64()
+    let at = |row: usize, part: usize, head: usize, column: usize| -> f64 {
+        qkv[row * 3 * hidden + part * hidden + head * size + column].into()
     };
     let mut context = vec![0.0; length * hidden];
     for head in 0..heads {

@@ -11,7 +11,7 @@ use std::sync::Once;
 
 use half::bf16;
 
-use super::cpu::{Cpu, InstructionSet, Isa};
+use super::gemm::{Amx, Isa};
 
 const TILES: usize = 8;
 const ROWS: usize = 16;
@@ -29,10 +29,10 @@ thread_local! {
 }
 
 /// Tiles: those of the CPU, else emulated ones.
-pub(super) fn amx() -> Isa {
+pub(super) fn amx() -> Isa<Amx> {
     static INSTALL: Once = Once::new();
-    if Cpu::this().sets().contains(&InstructionSet::AmxBf16) {
-        return Isa::assume(InstructionSet::AmxBf16);
+    if let Some(amx) = Isa::detect() {
+        return amx;
     }
     INSTALL.call_once(|| {
         // SAFETY: the handler touches its own thread's state and what the instruction names.
@@ -43,7 +43,7 @@ pub(super) fn amx() -> Isa {
             assert_eq!(libc::sigaction(libc::SIGILL, &raw const action, std::ptr::null_mut()), 0);
         }
     });
-    Isa::assume(InstructionSet::AmxBf16)
+    Isa::assume()
 }
 
 /// Emulates the instruction at the program counter, or ends the process as SIGILL would.

@@ -10,7 +10,11 @@
 //! x ─▶ up + bias, activated ──────────────────▶ down + bias + state ─▶ LayerNorm ─▶ x, state
 //! ```
 //!
-//! `x` is bfloat16, the operand of the next product; `state` is the same in f32, the residual.
+//! `x` is the operand of the next product; `state` is the same in f32, the residual. Where operands are
+//! bfloat16, `x` is a rounded copy; where they are f32, it is `state` itself.
+//!
+//! All of it is generic over the micro-kernel, and with it over the operands' element: which one it is
+//! is decided once, in [`load`].
 //!
 //! # Sharing
 //!
@@ -26,9 +30,10 @@ use super::weights::Weights;
 use super::{Directory, Error, Model, Text, TokenBatch};
 use crate::kernels::attention::{Heads, Scratch, attention};
 use crate::kernels::buffer::Buffer;
-use crate::kernels::cpu::{InstructionSet, Isa};
+use crate::kernels::cpu::InstructionSet;
+use crate::kernels::element::Element;
 use crate::kernels::elementwise::LayerNorm;
-use crate::kernels::gemm::{Activation, Output, Packed, linear, padded_rows};
+use crate::kernels::gemm::{Activation, Amx, Avx512, Isa, MicroKernel, Output, Packed, linear, padded_rows};
 use crate::space;
 
 /// The most tokens that go through the encoder together, but for a single text of more.
@@ -45,14 +50,27 @@ pub(super) fn fits(directory: &Directory) -> Result<(), String> {
     Ok(())
 }
 
+/// Loads the encoder of `directory` and its tail, to compute with `set`; with the tensors that were
+/// read.
+pub(super) fn load(
+    directory: &Directory,
+    set: InstructionSet,
+) -> Result<(Box<dyn Model>, Vec<space::Tensor>), Error> {
+    match set {
+        InstructionSet::AmxBf16 => Bert::<Amx>::load(directory),
+        InstructionSet::Avx512Bf16 => Bert::<Avx512<bf16>>::load(directory),
+        InstructionSet::Avx512F32 => Bert::<Avx512<f32>>::load(directory),
+    }
+}
+
 /// A linear layer.
 #[derive(Debug)]
-struct Linear {
-    weight: Packed,
+struct Linear<T: Element> {
+    weight: Packed<T>,
     bias: Vec<f32>,
 }
 
-impl Linear {
+impl<T: Element> Linear<T> {
     /// The layers of these names (each with its width), one under the other, `depth` deep.
     fn load(weights: &Weights, parts: &[(String, i64)], depth: i64) -> Result<Self, Error> {
         let (mut weight, mut bias) = (Vec::new(), Vec::new());
@@ -65,7 +83,7 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
-    fn forward(&self, isa: Isa, x: &[bf16], rows: usize, output: Output<'_>) {
+    fn forward<K: MicroKernel<Element = T>>(&self, isa: Isa<K>, x: &[T], rows: usize, output: Output<'_, T>) {
         linear(isa, x, rows, &self.weight, &self.bias, output);
     }
 }
@@ -76,16 +94,16 @@ fn layer_norm(weights: &Weights, name: &str, config: &BertConfig) -> Result<Laye
 }
 
 #[derive(Debug)]
-struct Layer {
-    query_key_value: Linear,
-    attention_output: Linear,
+struct Layer<T: Element> {
+    query_key_value: Linear<T>,
+    attention_output: Linear<T>,
     attention_norm: LayerNorm,
-    up: Linear,
-    down: Linear,
+    up: Linear<T>,
+    down: Linear<T>,
     output_norm: LayerNorm,
 }
 
-impl Layer {
+impl<T: Element> Layer<T> {
     fn load(weights: &Weights, index: i64, config: &BertConfig) -> Result<Self, Error> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let name = |part: &str| format!("encoder.layer.{index}.{part}");
@@ -105,8 +123,8 @@ impl Layer {
 
 /// What all handles on a model share.
 #[derive(Debug)]
-struct Shared {
-    isa: Isa,
+struct Shared<K: MicroKernel> {
+    isa: Isa<K>,
     /// `[vocabulary, hidden]`.
     words: Vec<f32>,
     /// `[positions, hidden]`, with the embedding of segment 0 added: a lone text is all segment 0.
@@ -114,7 +132,7 @@ struct Shared {
     /// `[hidden]`: what the second text of a pair has added.
     second_segment: Vec<f32>,
     embedding_norm: LayerNorm,
-    layers: Vec<Layer>,
+    layers: Vec<Layer<K::Element>>,
     heads: Heads,
     activation: Activation,
     tail: Tail,
@@ -123,29 +141,29 @@ struct Shared {
 
 /// The memory of a forward, which grows to the longest chunk it has met.
 #[derive(Debug)]
-struct Workspace {
+struct Workspace<T: Element> {
     rows: usize,
-    /// `[rows, hidden]`
+    /// `[padded rows, hidden]`
     state: Buffer<f32>,
-    /// `[padded rows, hidden]`
-    x: Buffer<bf16>,
+    /// `[padded rows, hidden]`; empty where operands are f32, as the state is.
+    rounded: Buffer<T>,
     /// `[padded rows, 3 × hidden]`
-    query_key_value: Buffer<bf16>,
+    query_key_value: Buffer<T>,
     /// `[padded rows, hidden]`
-    context: Buffer<bf16>,
+    context: Buffer<T>,
     /// `[padded rows, inner]`
-    inner: Buffer<bf16>,
-    attention: Scratch,
+    inner: Buffer<T>,
+    attention: Scratch<T>,
 }
 
-impl Workspace {
-    fn new(shared: &Shared, rows: usize) -> Self {
+impl<T: Element> Workspace<T> {
+    fn new<K: MicroKernel<Element = T>>(shared: &Shared<K>, rows: usize) -> Self {
         let inner = shared.layers.first().map_or(0, |layer| layer.up.weight.columns());
         let padded = padded_rows(rows);
         Self {
             rows,
-            state: Buffer::zeroed(rows * shared.hidden),
-            x: Buffer::zeroed(padded * shared.hidden),
+            state: Buffer::zeroed(padded * shared.hidden),
+            rounded: Buffer::zeroed(if T::ROUNDS { padded * shared.hidden } else { 0 }),
             query_key_value: Buffer::zeroed(padded * 3 * shared.hidden),
             context: Buffer::zeroed(padded * shared.hidden),
             inner: Buffer::zeroed(padded * inner),
@@ -156,18 +174,15 @@ impl Workspace {
 
 /// A handle on a BERT encoder with its tail.
 #[derive(Debug)]
-pub(super) struct Bert {
-    shared: Arc<Shared>,
-    workspace: Workspace,
+struct Bert<K: MicroKernel> {
+    shared: Arc<Shared<K>>,
+    workspace: Workspace<K::Element>,
 }
 
-impl Bert {
-    /// Loads the encoder and its tail; with the tensors that were read.
-    pub(super) fn load(
-        directory: &Directory,
-        set: InstructionSet,
-    ) -> Result<(Self, Vec<space::Tensor>), Error> {
-        let isa = Isa::of(set).ok_or_else(|| Error::Unavailable(format!("this CPU has no {set}")))?;
+impl<K: MicroKernel> Bert<K> {
+    fn load(directory: &Directory) -> Result<(Box<dyn Model>, Vec<space::Tensor>), Error> {
+        let isa =
+            Isa::<K>::detect().ok_or_else(|| Error::Unavailable(format!("this CPU has no {}", K::SET)))?;
         fits(directory).map_err(Error::Unavailable)?;
         let Encoder::Bert(config) = &directory.encoder;
         let weights = Weights::open(&directory.path)?
@@ -208,10 +223,10 @@ impl Bert {
         };
         let mut read = weights.into_read();
         read.extend(of_tail);
-        Ok((Self::on(Arc::new(shared)), read))
+        Ok((Box::new(Self::on(Arc::new(shared))), read))
     }
 
-    fn on(shared: Arc<Shared>) -> Self {
+    fn on(shared: Arc<Shared<K>>) -> Self {
         let workspace = Workspace::new(&shared, CHUNK);
         Self { shared, workspace }
     }
@@ -223,18 +238,19 @@ impl Bert {
         if tokens > workspace.rows {
             *workspace = Workspace::new(shared, tokens);
         }
-        let Workspace { state, x, query_key_value, context, inner, attention: scratch, .. } = workspace;
+        let Workspace { state, rounded, query_key_value, context, inner, attention: scratch, .. } = workspace;
         let (isa, hidden) = (shared.isa, shared.hidden);
-        let state = &mut state[..tokens * hidden];
+        let values = ..tokens * hidden;
 
-        let mut rows = state.chunks_exact_mut(hidden);
+        let mut rows = state[values].chunks_exact_mut(hidden);
         for text in texts {
             for ((position, &id), row) in text.ids.iter().enumerate().zip(&mut rows) {
                 shared.embed(id, position, position >= text.second, row)?;
             }
         }
-        shared.embedding_norm.forward(isa, state, x);
+        shared.embedding_norm.forward(isa, &mut state[values], rounded);
         for layer in &shared.layers {
+            let x = Element::operands(state, rounded);
             layer.query_key_value.forward(isa, x, tokens, Output::Store(query_key_value));
             let mut first = 0;
             for text in texts {
@@ -243,16 +259,17 @@ impl Bert {
                 first += length;
             }
             layer.attention_output.forward(isa, context, tokens, Output::Add(state));
-            layer.attention_norm.forward(isa, state, x);
+            layer.attention_norm.forward(isa, &mut state[values], rounded);
+            let x = Element::operands(state, rounded);
             layer.up.forward(isa, x, tokens, Output::Activate(shared.activation, inner));
             layer.down.forward(isa, inner, tokens, Output::Add(state));
-            layer.output_norm.forward(isa, state, x);
+            layer.output_norm.forward(isa, &mut state[values], rounded);
         }
-        Ok(state)
+        Ok(&state[values])
     }
 }
 
-impl Shared {
+impl<K: MicroKernel> Shared<K> {
     /// Writes the embedding of a token into `row` `[hidden]`.
     fn embed(&self, id: i64, position: usize, second: bool, row: &mut [f32]) -> Result<(), Error> {
         let missing = |what: &str| Error::Tokens(format!("{what} is not in the model's table"));
@@ -294,7 +311,7 @@ fn chunks<'a>(batch: &'a TokenBatch) -> Vec<Vec<Text<'a>>> {
     chunks
 }
 
-impl Model for Bert {
+impl<K: MicroKernel> Model for Bert<K> {
     fn embed(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error> {
         let mut vectors = Vec::new();
         for chunk in chunks(batch) {

@@ -11,13 +11,20 @@ use std::arch::asm;
 
 use half::bf16;
 
-use super::{BLOCK, MicroKernel, STEP, TILE, TILE_ROWS, Tile};
+use super::{BLOCK, Element, InstructionSet, MicroKernel, TILE_ROWS, Tile};
+
+/// bfloat16 values of a tile's row.
+const STEP: usize = bf16::STEP;
+
+/// bfloat16 values of a block and step: a tile.
+const TILE: usize = BLOCK * STEP;
 
 /// See the module.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Amx;
 
 /// What the tiles of this thread look like while it lives: 16 rows of 64 bytes, all eight.
-pub(crate) struct Tiles;
+pub(crate) struct Tiles(());
 
 /// The operand of `ldtilecfg`.
 #[repr(C, align(64))]
@@ -43,12 +50,12 @@ impl Tiles {
     /// # Safety
     ///
     /// The CPU has tiles, and the kernel lets this process use them.
-    pub(crate) unsafe fn configure() -> Self {
+    unsafe fn configure() -> Self {
         // SAFETY: reads 64 bytes; sets a state that nothing else in this program uses.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &raw const SIXTEEN_ROWS, options(nostack, preserves_flags, readonly));
         }
-        Self
+        Self(())
     }
 }
 
@@ -61,13 +68,20 @@ impl Drop for Tiles {
 }
 
 impl MicroKernel for Amx {
+    const SET: InstructionSet = InstructionSet::AmxBf16;
     const ROWS: usize = 2 * TILE_ROWS;
     const BLOCKS: usize = 2;
+    type Element = bf16;
+    type Ready = Tiles;
+
+    unsafe fn ready() -> Tiles {
+        // SAFETY: as the caller promises.
+        unsafe { Tiles::configure() }
+    }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn tile(tile: Tile) {
-        let below = |tile: Tile| Tile {
+    unsafe fn tile(tile: Tile<bf16>) {
+        let below = |tile: Tile<bf16>| Tile {
             a: tile.a.wrapping_add(TILE_ROWS * tile.stride),
             c: tile.c.wrapping_add(TILE_ROWS * tile.c_stride),
             ..tile
@@ -93,7 +107,7 @@ impl MicroKernel for Amx {
 ///
 /// See [`MicroKernel::tile`].
 #[inline]
-unsafe fn two_by_two(tile: Tile) {
+unsafe fn two_by_two(tile: Tile<bf16>) {
     let Tile { a, stride, b, steps, c, c_stride, .. } = tile;
     const { assert!(STEP * size_of::<bf16>() == 64 && TILE * size_of::<bf16>() == 1024 && BLOCK * 4 == 64) };
     // SAFETY: as the caller promises.
@@ -145,7 +159,7 @@ unsafe fn two_by_two(tile: Tile) {
 ///
 /// See [`MicroKernel::tile`].
 #[inline]
-unsafe fn one_by_two(tile: Tile) {
+unsafe fn one_by_two(tile: Tile<bf16>) {
     let Tile { a, stride, b, steps, c, c_stride, .. } = tile;
     // SAFETY: as the caller promises.
     unsafe {
@@ -185,7 +199,7 @@ unsafe fn one_by_two(tile: Tile) {
 ///
 /// See [`MicroKernel::tile`].
 #[inline]
-unsafe fn one_by_one(tile: Tile) {
+unsafe fn one_by_one(tile: Tile<bf16>) {
     let Tile { a, stride, b, steps, c, c_stride, .. } = tile;
     // SAFETY: as the caller promises.
     unsafe {

@@ -1,8 +1,9 @@
+use half::bf16;
 use proptest::prelude::*;
 
-use super::super::cpu::Cpu;
 use super::super::guarded::{Against, Guarded};
 use super::super::{scalar, tile_emulator};
+use super::avx512::Lane;
 use super::*;
 
 /// Numbers between −1 and 1 that look random, the same each time.
@@ -18,43 +19,72 @@ pub(crate) fn numbers(count: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
-pub(crate) fn rounded(values: &[f32]) -> Vec<bf16> {
-    values.iter().map(|&value| bf16::from_f32(value)).collect()
+pub(crate) fn rounded<T: Element>(values: &[f32]) -> Vec<T> {
+    values.iter().map(|&value| T::of(value)).collect()
 }
 
-/// All that can be run here: the CPU's own, and tiles, if need be emulated. Says what is missing.
-pub(crate) fn sets() -> Vec<Isa> {
-    if !Cpu::this().sets().contains(&InstructionSet::Avx512Bf16) {
-        eprintln!("NOT RUN: this CPU has no AVX-512 BF16; kernels are tested on one that has");
-        return Vec::new();
+/// What is rounded off of a number near 1, at most.
+pub(crate) fn rounding<T: Element>() -> f64 {
+    if T::ROUNDS { 1.0 / 256.0 } else { f64::from(f32::EPSILON) }
+}
+
+/// The CPU's own, or says that it is missing.
+pub(crate) fn avx512<T: Lane>() -> Option<Isa<Avx512<T>>> {
+    let isa = Isa::detect();
+    if isa.is_none() {
+        eprintln!("NOT RUN: this CPU has no {}; its kernels are tested on one that has", T::SET);
     }
-    if !Cpu::this().sets().contains(&InstructionSet::AmxBf16) {
+    isa
+}
+
+/// Tiles, if need be emulated: on a CPU that has all else.
+pub(crate) fn amx() -> Option<Isa<Amx>> {
+    let missing = !Cpu::this().sets().contains(&InstructionSet::AmxBf16);
+    if missing {
+        avx512::<bf16>()?;
         eprintln!("EMULATED: this CPU has no AMX; its instructions are interpreted");
     }
-    vec![Isa::assume(InstructionSet::Avx512Bf16), tile_emulator::amx()]
+    Some(tile_emulator::amx())
 }
 
+/// The same for all that can be run here.
+macro_rules! for_each_isa {
+    (|$isa:ident| $body:block) => {
+        if let Some($isa) = $crate::kernels::gemm::tests::avx512::<half::bf16>() $body
+        if let Some($isa) = $crate::kernels::gemm::tests::avx512::<f32>() $body
+        if let Some($isa) = $crate::kernels::gemm::tests::amx() $body
+    };
+}
+pub(crate) use for_each_isa;
+
 /// Input with NaN in the rows that are there for whole tiles only: they must not be seen.
-fn input(rows: usize, depth: usize, seed: u64, scale: f32) -> Vec<bf16> {
-    let mut x: Vec<bf16> = numbers(rows * depth, seed).iter().map(|&x| bf16::from_f32(x * scale)).collect();
-    x.resize(padded_rows(rows) * depth, bf16::NAN);
+fn input<T: Element>(rows: usize, depth: usize, seed: u64, scale: f32) -> Vec<T> {
+    let mut x: Vec<T> = numbers(rows * depth, seed).iter().map(|&x| T::of(x * scale)).collect();
+    x.resize(padded_rows(rows) * depth, T::of(f32::NAN));
     x
 }
 
-fn close(got: f32, expected: f64, tolerance: f64) -> bool {
-    (f64::from(got) - expected).abs() <= tolerance
+fn close(got: impl Into<f64>, expected: f64, tolerance: f64) -> bool {
+    (got.into() - expected).abs() <= tolerance
 }
 
 type Function = fn(f64) -> f64;
 
 /// Checks all outputs of a layer against the scalar twin; memory against guards on one side.
-fn check(isa: Isa, rows: usize, columns: usize, depth: usize, scale: f32, against: Against) {
+fn check<K: MicroKernel>(
+    isa: Isa<K>,
+    rows: usize,
+    columns: usize,
+    depth: usize,
+    scale: f32,
+    against: Against,
+) {
     let weight = numbers(columns * depth, 3);
     let bias = numbers(columns, 4);
-    let packed = Packed::new(&weight, columns, depth);
-    let plain = input(rows, depth, 5, scale);
+    let packed = Packed::<K::Element>::new(&weight, columns, depth);
+    let plain: Vec<K::Element> = input(rows, depth, 5, scale);
     // The padding of the depth is multiplied with zeros, so it must be finite: the engine's is zero.
-    let mut padded = vec![bf16::ZERO; padded_rows(rows) * packed.depth()];
+    let mut padded = vec![K::Element::of(0.0); padded_rows(rows) * packed.depth()];
     for (to, from) in padded.chunks_exact_mut(packed.depth()).zip(plain.chunks_exact(depth)) {
         to[..depth].copy_from_slice(from);
     }
@@ -66,8 +96,8 @@ fn check(isa: Isa, rows: usize, columns: usize, depth: usize, scale: f32, agains
     let expected = scalar::linear(&plain[..rows * depth], &weight, &bias, depth);
     // Sums in another order: each addition is off by half a unit of the largest partial sum.
     let tolerance = f64::from(scale) * depth as f64 * f64::from(f32::EPSILON) + 1e-6;
-    let rounding = |value: f64| value.abs() / 256.0 + tolerance;
-    let name = |what: &str| format!("{what} of {rows} × {columns} × {depth}, {:?}", isa.set());
+    let rounded = |value: f64| value.abs() * rounding::<K::Element>() + tolerance;
+    let name = |what: &str| format!("{what} of {rows} × {columns} × {depth}, {}", K::SET);
 
     let activations: [(Option<Activation>, Function); 4] = [
         (None, |y| y),
@@ -76,22 +106,22 @@ fn check(isa: Isa, rows: usize, columns: usize, depth: usize, scale: f32, agains
         (Some(Activation::Relu), |y| y.max(0.0)),
     ];
     for (activation, function) in activations {
-        let mut y = Guarded::of(&vec![bf16::ONE; rows * packed.columns()], against);
+        let mut y = Guarded::of(&vec![K::Element::of(1.0); rows * packed.columns()], against);
         let output = match activation {
             None => Output::Store(&mut y),
             Some(activation) => Output::Activate(activation, &mut y),
         };
         linear(isa, &x, rows, &packed, &b, output);
         for (row, y) in y.chunks_exact(packed.columns()).enumerate() {
-            for (column, y) in y.iter().enumerate() {
+            for (column, &y) in y.iter().enumerate() {
                 if column >= columns {
-                    assert_eq!(*y, bf16::ZERO, "padding, {}", name("row"));
+                    assert_eq!(y, K::Element::of(0.0), "padding, {}", name("row"));
                     continue;
                 }
                 let expected = function(expected[row * columns + column]);
                 assert!(
-                    close(y.to_f32(), expected, rounding(expected) + 5e-5),
-                    "{} at {row}, {column}: {y} for {expected}",
+                    close(y, expected, rounded(expected) + 1e-6),
+                    "{} at {row}, {column}: {y:?} for {expected}",
                     name(&format!("{activation:?}"))
                 );
             }
@@ -112,7 +142,7 @@ fn check(isa: Isa, rows: usize, columns: usize, depth: usize, scale: f32, agains
 
 #[test]
 fn every_remainder_of_rows_and_columns_is_what_the_scalar_twin_says() {
-    for isa in sets() {
+    for_each_isa!(|isa| {
         for rows in [1, 2, 5, 6, 7, 12, 15, 16, 17, 31, 32, 33, 50] {
             for columns in [32, 64, 96, 160] {
                 check(isa, rows, columns, 64, 1.0, Against::End);
@@ -123,43 +153,48 @@ fn every_remainder_of_rows_and_columns_is_what_the_scalar_twin_says() {
             check(isa, rows, columns, depth, 1.0, Against::Start);
             check(isa, rows, columns, depth, 1.0, Against::End);
         }
-    }
+    });
 }
 
 #[test]
 fn large_and_tiny_numbers_are_multiplied_as_well() {
-    for isa in sets() {
+    for_each_isa!(|isa| {
         for scale in [1e-30, 1e-3, 1e4, 1e20] {
             check(isa, 7, 96, 96, scale, Against::End);
         }
-    }
+    });
 }
 
 #[test]
 fn nothing_to_do_is_done() {
-    for isa in sets() {
+    for_each_isa!(|isa| {
         let packed = Packed::new(&[1.0; 32 * 32], 32, 32);
-        let x = vec![bf16::ONE; padded_rows(0) * 32];
+        let x = rounded(&vec![1.0; padded_rows(0) * 32]);
         linear(isa, &x, 0, &packed, &[0.0; 32], Output::Store(&mut []));
-    }
+    });
 }
 
 #[test]
 fn micro_kernels_stay_within_the_packed_weights() {
     /// All shapes of a tile, between guards.
-    fn tiles<K: MicroKernel>() {
+    fn tiles<K: MicroKernel>(_: Isa<K>) {
+        let step = K::Element::STEP;
+        let ones = |count| vec![K::Element::of(1.0); count];
         for (rows, blocks) in (1..=K::ROWS).flat_map(|rows| (1..=K::BLOCKS).map(move |blocks| (rows, blocks)))
         {
             let steps = 2;
+            let depth = (steps * step) as f32;
             for against in [Against::Start, Against::End] {
-                let a = Guarded::of(&vec![bf16::ONE; padded_rows(rows) * steps * STEP], against);
-                let b = Guarded::of(&vec![bf16::ONE; blocks * steps * TILE], against);
+                let a = Guarded::of(&ones(padded_rows(rows) * steps * step), against);
+                let b = Guarded::of(&ones(blocks * steps * step * BLOCK), against);
                 let mut c = Guarded::of(&vec![0f32; K::ROWS * K::BLOCKS * BLOCK], against);
-                // SAFETY: the sizes are those that the micro-kernel asks for.
+                // SAFETY: the CPU has the instructions, or they are emulated; the sizes are those that the
+                // micro-kernel asks for.
                 unsafe {
+                    let _ready = K::ready();
                     K::tile(Tile {
                         a: a.as_ptr(),
-                        stride: steps * STEP,
+                        stride: steps * step,
                         rows,
                         b: b.as_ptr(),
                         blocks,
@@ -170,7 +205,7 @@ fn micro_kernels_stay_within_the_packed_weights() {
                 }
                 for row in c.chunks_exact(K::BLOCKS * BLOCK).take(rows) {
                     assert!(
-                        row[..blocks * BLOCK].iter().all(|&sum| sum.to_bits() == 64f32.to_bits()),
+                        row[..blocks * BLOCK].iter().all(|&sum| sum.to_bits() == depth.to_bits()),
                         "{rows} × {blocks}: {row:?}"
                     );
                     assert!(row[blocks * BLOCK..].iter().all(|&sum| sum.to_bits() == 0), "{rows} × {blocks}");
@@ -178,23 +213,16 @@ fn micro_kernels_stay_within_the_packed_weights() {
             }
         }
     }
-    for isa in sets() {
-        match isa.set() {
-            InstructionSet::Avx512Bf16 => tiles::<Avx512>(),
-            InstructionSet::AmxBf16 => {
-                // SAFETY: tiles are there, or emulated.
-                let _tiles = unsafe { Tiles::configure() };
-                tiles::<Amx>();
-            }
-        }
-    }
+    for_each_isa!(|isa| {
+        tiles(isa);
+    });
 }
 
 #[test]
 #[should_panic(expected = "input of 2048 for 50 rows")]
 fn too_small_an_input_is_refused() {
     let packed = Packed::new(&[1.0; 32 * 32], 32, 32);
-    let isa = Isa::assume(InstructionSet::Avx512Bf16);
+    let isa = Isa::<Avx512<bf16>>::assume();
     linear(isa, &[bf16::ONE; 2048], 50, &packed, &[0.0; 32], Output::Store(&mut [bf16::ONE; 1600]));
 }
 
@@ -207,8 +235,8 @@ proptest! {
         depth in 1usize..200,
         end: bool,
     ) {
-        for isa in sets() {
+        for_each_isa!(|isa| {
             check(isa, rows, columns, depth, 1.0, if end { Against::End } else { Against::Start });
-        }
+        });
     }
 }

@@ -315,8 +315,8 @@ pub struct ServeArgs {
     #[arg(long, env = "EMBEDDING_WORKERS", default_value_t = 0, help_heading = "Computing",
           value_parser = clap::value_parser!(u16).range(0..=1024))]
     workers: u16,
-    /// Threads of one forward; 0: the CPU limit divided by the workers. A fused forward has one: there
-    /// are so many times more workers instead.
+    /// Threads of one forward; 0: the CPU limit divided by the workers. Where it is fused, there are so
+    /// many times more workers instead, and one that computes takes the threads of those that are idle.
     #[arg(long, env = "EMBEDDING_THREADS_PER_WORKER", default_value_t = 0, help_heading = "Computing",
           value_parser = clap::value_parser!(u16).range(0..=1024))]
     threads_per_worker: u16,

@@ -5,8 +5,10 @@
 //! buffer       aligned memory, on huge pages where it is large
 //! element      what operands are made of, bfloat16 or f32, and how either is multiplied
 //! gemm         C = A Wᵀ, summed in f32, with what follows it fused: bias, activation, residual
-//! attention    softmax(QKᵀ/√d) V of one text, all heads
-//! elementwise  embeddings + LayerNorm, residual LayerNorm, pooling
+//! attention    softmax(QKᵀ/√d) V of one text
+//! elementwise  activations, LayerNorm
+//! encoder      all of that in turn: the layers of a BERT encoder
+//! crew         threads that compute one forward together
 //! scalar       the same in plain Rust: what the others are tested against
 //! ```
 //!
@@ -27,8 +29,8 @@
 //!
 //! # Safety
 //!
-//! The only `unsafe` code beside the bridge to `LibTorch`. Public functions are safe: they check
-//! the sizes that the code below them assumes, and take a [`gemm::Isa`], which exists only where
+//! The only `unsafe` code beside the bridge to `LibTorch`. What the rest of the server sees, [`encoder`], is
+//! safe: it checks the sizes that the code below it assumes, and takes a [`gemm::Isa`], which exists only where
 //! the CPU has its instructions. Code that is the same for all of them enables AVX-512 F, BW, DQ and
 //! VL and no more, since a CPU that computes in f32 may have no more.
 #![expect(unsafe_code, reason = "vector instructions and the memory they read")]
@@ -38,11 +40,15 @@ pub mod cpu;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod buffer;
+mod buffer;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod crew;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod element;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod elementwise;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod encoder;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod gemm;
 

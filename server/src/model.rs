@@ -28,6 +28,8 @@ pub mod weights;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 #[cfg(feature = "torch")]
 use tch::TchError;
@@ -223,8 +225,22 @@ pub trait Model: Send {
     /// `tokens × hidden` values, row by row.
     fn states(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error>;
 
+    /// Lends it threads for the next forward. Implementations that have threads of their own take no notice.
+    fn lend(&mut self, spare: Spare) {
+        drop(spare);
+    }
+
     /// A second handle on the same weights.
     fn share(&self) -> Result<Box<dyn Model>, Error>;
+}
+
+/// Threads that have nothing else to do: a forward may have their share of the CPUs.
+#[derive(Clone, Debug, Default)]
+pub struct Spare {
+    /// How many.
+    pub threads: usize,
+    /// Whether that is still so. Once it is not, the forward goes on without them.
+    pub still: Arc<AtomicBool>,
 }
 
 /// Which implementation computes the encoder.

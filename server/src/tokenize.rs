@@ -648,7 +648,7 @@ impl Pool {
     {
         let places = u32::try_from(all.min(MOST_WAITING) / UNIT).unwrap_or(u32::MAX);
         let places = Arc::clone(&self.places).try_acquire_many_owned(places).map_err(|_| Error::Busy)?;
-        if inputs.len() <= FEW && all <= FEW_BYTES {
+        if inputs.len() <= FEW && inputs.iter().map(&bytes).sum::<usize>() <= FEW_BYTES {
             let work = |(index, input): (usize, &I)| work(input).map_err(|error| error.at(index));
             let each = || inputs.iter().enumerate().map(work).collect();
             // Tokenizers have no state that a panic could leave half-changed.

@@ -142,9 +142,10 @@ fn products(sizes: Sizes, kind: Kind) -> f64 {
 /// The name of the CPU's fastest bfloat16 instruction, and a piece of work of nothing else.
 pub(crate) fn instruction() -> Option<(&'static str, fn() -> f64)> {
     #[cfg(target_arch = "x86_64")]
-    let fastest = Cpu::this().sets().first().map(|set| match set {
-        InstructionSet::AmxBf16 => ("tdpbf16ps", x86::tiles as fn() -> f64),
-        InstructionSet::Avx512Bf16 => ("vdpbf16ps", x86::dots as fn() -> f64),
+    let fastest = Cpu::this().sets().first().and_then(|set| match set {
+        InstructionSet::AmxBf16 => Some(("tdpbf16ps", x86::tiles as fn() -> f64)),
+        InstructionSet::Avx512Bf16 => Some(("vdpbf16ps", x86::dots as fn() -> f64)),
+        InstructionSet::Avx512F32 => None,
     });
     #[cfg(not(target_arch = "x86_64"))]
     let fastest = None;

@@ -18,7 +18,7 @@ use std::arch::x86_64::{
 use super::buffer::Buffer;
 use super::element::Element;
 use super::elementwise::exp2;
-use super::gemm::{BLOCK, Isa, MicroKernel, Tile, padded_rows};
+use super::gemm::{BLOCK, MicroKernel, Tile, padded_rows};
 
 /// How a token's query, key and value are divided among heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,8 @@ impl Heads {
     /// Widths that the kernel is written for.
     pub(crate) const SIZES: [usize; 2] = [32, 64];
 
-    const fn hidden(self) -> usize {
+    /// Width of all of them together.
+    pub(crate) const fn hidden(self) -> usize {
         self.count * self.size
     }
 }
@@ -65,53 +66,56 @@ impl<T: Element> Scratch<T> {
             context: Buffer::zeroed(MAX_ROWS * heads.size),
         }
     }
+
+    /// Whether it has room for a text of so many tokens.
+    pub(super) fn fits(&self, length: usize, heads: Heads) -> bool {
+        length <= self.longest
+            && self.keys.len() >= self.longest * heads.size
+            && self.context.len() >= MAX_ROWS * heads.size
+    }
 }
 
-/// Attends over one text of `length` tokens that begins at row `first`.
+/// One head's attention over one text of `length` tokens.
 ///
-/// `qkv` is `[rows, 3 × hidden]` (query, key, value, of all heads each), with
-/// [`padded_rows`] of `first + length`; `context` is `[rows, hidden]`.
+/// `qkv` is `[rows, 3 × hidden]` (query, key, value, of all heads each), from the text's first row on, with
+/// [`padded_rows`] of `length`; `context` is `[rows, hidden]` from there on.
+///
+/// # Safety
+///
+/// The CPU has `K`'s instructions, and the thread is ready for them. `context` has room for `length` rows, and
+/// nobody else reads or writes what this head writes there.
 ///
 /// # Panics
 ///
 /// Where a size does not fit.
-pub(crate) fn attention<K: MicroKernel>(
-    _: Isa<K>,
+pub(super) unsafe fn head<K: MicroKernel>(
     heads: Heads,
+    head: usize,
     qkv: &[K::Element],
-    first: usize,
     length: usize,
     scratch: &mut Scratch<K::Element>,
-    context: &mut [K::Element],
+    context: *mut K::Element,
 ) {
-    let hidden = heads.hidden();
-    assert!(Heads::SIZES.contains(&heads.size) && heads.count > 0, "heads of {}", heads.size);
-    assert!(length <= scratch.longest, "a text of {length} tokens, room for {}", scratch.longest);
-    assert!(qkv.len() >= padded_rows(first + length) * 3 * hidden, "rows {first} and {length} more");
-    assert!(context.len() >= (first + length) * hidden, "room for {length} rows from {first} on");
-    assert!(scratch.context.len() >= MAX_ROWS * heads.size, "scratch for heads of another size");
-    if length == 0 {
-        return;
-    }
-    let qkv = &qkv[first * 3 * hidden..];
-    let context = &mut context[first * hidden..];
-    // SAFETY: the sizes were checked, and the `Isa` proves the instructions.
-    unsafe {
-        let _ready = K::ready();
-        text::<K>(heads, qkv, length, scratch, context);
+    assert!(Heads::SIZES.contains(&heads.size) && head < heads.count, "head {head} of {heads:?}");
+    assert!(scratch.fits(length, heads), "a text of {length} tokens, scratch for {}", scratch.longest);
+    assert!(qkv.len() >= padded_rows(length) * 3 * heads.hidden(), "{} values of {length} rows", qkv.len());
+    if length > 0 {
+        // SAFETY: the rest was checked.
+        unsafe { text::<K>(heads, head, qkv, length, scratch, context) }
     }
 }
 
 /// # Safety
 ///
-/// As [`attention`] checks it, and the CPU has `K`'s instructions, the thread ready for them.
+/// As [`head`] has it, which checks the rest.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn text<K: MicroKernel>(
     heads: Heads,
+    head: usize,
     qkv: &[K::Element],
     length: usize,
     scratch: &mut Scratch<K::Element>,
-    context: &mut [K::Element],
+    context: *mut K::Element,
 ) {
     const { assert!(K::ROWS <= MAX_ROWS) };
     let (hidden, size) = (heads.hidden(), heads.size);
@@ -122,55 +126,53 @@ unsafe fn text<K: MicroKernel>(
     let weighed = steps * K::Element::STEP;
     let scale = _mm512_set1_ps(std::f32::consts::LOG2_E / (size as f32).sqrt());
     let Scratch { keys, values, scores, probabilities, context: sums, .. } = scratch;
-    for head in 0..heads.count {
-        // SAFETY: head `head` of `length` rows, and of the rows beyond that the caller has; the
-        // scratch has room for `longest` tokens, whole steps of them.
-        unsafe {
-            let query = qkv.as_ptr().add(head * size);
-            pack_keys(query.add(hidden), stride, length, size, keys.as_mut_ptr());
-            pack_values(query.add(2 * hidden), stride, length, size, values.as_mut_ptr());
-            for row in (0..length).step_by(K::ROWS) {
-                let rows = (length - row).min(K::ROWS);
-                for column in (0..scored).step_by(K::BLOCKS * BLOCK) {
-                    K::tile(Tile {
-                        a: query.add(row * stride),
-                        stride,
-                        rows,
-                        b: keys.as_ptr().add(column * size),
-                        blocks: ((scored - column) / BLOCK).min(K::BLOCKS),
-                        steps: size / K::Element::STEP,
-                        c: scores.as_mut_ptr().add(column),
-                        c_stride: scored,
-                    });
-                }
-                let mut inverse = [0.0; MAX_ROWS];
-                for (row, inverse) in inverse.iter_mut().enumerate().take(rows) {
-                    let sum = softmax(
-                        scores.as_ptr().add(row * scored),
-                        length,
-                        scale,
-                        probabilities.as_mut_ptr().add(row * weighed),
-                    );
-                    *inverse = 1.0 / sum;
-                }
-                for column in (0..size).step_by(K::BLOCKS * BLOCK) {
-                    K::tile(Tile {
-                        a: probabilities.as_ptr(),
-                        stride: weighed,
-                        rows,
-                        b: values.as_ptr().add(column * weighed),
-                        blocks: ((size - column) / BLOCK).min(K::BLOCKS),
-                        steps,
-                        c: sums.as_mut_ptr().add(column),
-                        c_stride: size,
-                    });
-                }
-                for (at, &inverse) in inverse[..rows].iter().enumerate() {
-                    let to = context.as_mut_ptr().add((row + at) * hidden + head * size);
-                    for column in (0..size).step_by(BLOCK) {
-                        let sum = _mm512_loadu_ps(sums.as_ptr().add(at * size + column));
-                        K::Element::store(to.add(column), _mm512_mul_ps(sum, _mm512_set1_ps(inverse)));
-                    }
+    // SAFETY: head `head` of `length` rows, and of the rows beyond that the caller has; the
+    // scratch has room for `longest` tokens, whole steps of them.
+    unsafe {
+        let query = qkv.as_ptr().add(head * size);
+        pack_keys(query.add(hidden), stride, length, size, keys.as_mut_ptr());
+        pack_values(query.add(2 * hidden), stride, length, size, values.as_mut_ptr());
+        for row in (0..length).step_by(K::ROWS) {
+            let rows = (length - row).min(K::ROWS);
+            for column in (0..scored).step_by(K::BLOCKS * BLOCK) {
+                K::tile(Tile {
+                    a: query.add(row * stride),
+                    stride,
+                    rows,
+                    b: keys.as_ptr().add(column * size),
+                    blocks: ((scored - column) / BLOCK).min(K::BLOCKS),
+                    steps: size / K::Element::STEP,
+                    c: scores.as_mut_ptr().add(column),
+                    c_stride: scored,
+                });
+            }
+            let mut inverse = [0.0; MAX_ROWS];
+            for (row, inverse) in inverse.iter_mut().enumerate().take(rows) {
+                let sum = softmax(
+                    scores.as_ptr().add(row * scored),
+                    length,
+                    scale,
+                    probabilities.as_mut_ptr().add(row * weighed),
+                );
+                *inverse = 1.0 / sum;
+            }
+            for column in (0..size).step_by(K::BLOCKS * BLOCK) {
+                K::tile(Tile {
+                    a: probabilities.as_ptr(),
+                    stride: weighed,
+                    rows,
+                    b: values.as_ptr().add(column * weighed),
+                    blocks: ((size - column) / BLOCK).min(K::BLOCKS),
+                    steps,
+                    c: sums.as_mut_ptr().add(column),
+                    c_stride: size,
+                });
+            }
+            for (at, &inverse) in inverse[..rows].iter().enumerate() {
+                let to = context.add((row + at) * hidden + head * size);
+                for column in (0..size).step_by(BLOCK) {
+                    let sum = _mm512_loadu_ps(sums.as_ptr().add(at * size + column));
+                    K::Element::store(to.add(column), _mm512_mul_ps(sum, _mm512_set1_ps(inverse)));
                 }
             }
         }
@@ -301,10 +303,33 @@ unsafe fn softmax<T: Element>(scores: *const f32, length: usize, scale: __m512, 
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::gemm::Isa;
     use super::super::gemm::tests::{avx512, for_each_isa, numbers, rounded, rounding};
     use super::super::guarded::{Against, Guarded};
     use super::super::scalar;
     use super::*;
+
+    /// All heads over a text that begins at row `first`.
+    fn attention<K: MicroKernel>(
+        _: Isa<K>,
+        all: Heads,
+        qkv: &[K::Element],
+        first: usize,
+        length: usize,
+        scratch: &mut Scratch<K::Element>,
+        context: &mut [K::Element],
+    ) {
+        let hidden = all.hidden();
+        assert_eq!(context.len(), (first + length) * hidden);
+        let (qkv, context) = (&qkv[first * 3 * hidden..], context[first * hidden..].as_mut_ptr());
+        // SAFETY: the CPU has the instructions, or they are emulated; nobody else has the context.
+        unsafe {
+            let _ready = K::ready();
+            for at in 0..all.count {
+                head::<K>(all, at, qkv, length, scratch, context);
+            }
+        }
+    }
 
     /// One text among others, against the scalar twin; neighbours are NaN, and stay as they were.
     fn check<K: MicroKernel>(

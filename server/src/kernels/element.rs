@@ -19,6 +19,7 @@ use std::fmt::Debug;
 use half::bf16;
 
 use super::buffer::Number;
+use super::encoder::Common;
 
 /// An operand's element.
 pub(crate) trait Element: Number + Debug + PartialEq + Into<f64> + Send + Sync + 'static {
@@ -34,8 +35,8 @@ pub(crate) trait Element: Number + Debug + PartialEq + Into<f64> + Send + Sync +
     /// The nearest one; of two, the even one.
     fn of(value: f32) -> Self;
 
-    /// The residual stream as operands: `state` itself, or what `LayerNorm` `rounded` of it.
-    fn operands<'a>(state: &'a [f32], rounded: &'a [Self]) -> &'a [Self];
+    /// Where operands are the residual stream: `state` itself, or what `LayerNorm` `rounded` of it.
+    fn operands<'a>(state: &'a Common<f32>, rounded: &'a Common<Self>) -> &'a Common<Self>;
 
     /// 16 elements, each in the lower part of its 32 bits.
     ///
@@ -66,7 +67,7 @@ impl Element for bf16 {
         Self::from_f32(value)
     }
 
-    fn operands<'a>(_: &'a [f32], rounded: &'a [Self]) -> &'a [Self] {
+    fn operands<'a>(_: &'a Common<f32>, rounded: &'a Common<Self>) -> &'a Common<Self> {
         rounded
     }
 
@@ -117,7 +118,7 @@ impl Element for f32 {
         value
     }
 
-    fn operands<'a>(state: &'a [f32], _: &'a [Self]) -> &'a [Self] {
+    fn operands<'a>(state: &'a Common<f32>, _: &'a Common<Self>) -> &'a Common<Self> {
         state
     }
 

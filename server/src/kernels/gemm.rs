@@ -73,7 +73,6 @@ impl<T: Element> Packed<T> {
     }
 
     /// Depth, padding included.
-    #[cfg(test)]
     pub(crate) const fn depth(&self) -> usize {
         self.depth
     }
@@ -90,47 +89,45 @@ pub(crate) enum Activation {
     Relu,
 }
 
-/// Where the result goes: `[rows, columns]`, row by row.
-#[derive(Debug)]
-pub(crate) enum Output<'a, T> {
+/// Where the result goes: `[rows, columns]`, row by row, of which others may write other columns.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Target<T> {
     /// Rounded to the element of operands.
-    Store(&'a mut [T]),
+    Store(*mut T),
     /// Activated, then rounded to it.
-    Activate(Activation, &'a mut [T]),
+    Activate(Activation, *mut T),
     /// Added to what is there: a residual.
-    Add(&'a mut [f32]),
+    Add(*mut f32),
 }
 
-impl<T> Output<'_, T> {
-    fn len(&self) -> usize {
-        match self {
-            Self::Store(to) | Self::Activate(_, to) => to.len(),
-            Self::Add(to) => to.len(),
-        }
-    }
+/// How many panels of columns the micro-kernel goes through a weight in.
+pub(super) const fn panels_of<K: MicroKernel>(weight: &Packed<K::Element>) -> usize {
+    weight.columns.div_ceil(K::BLOCKS * BLOCK)
 }
 
-/// `x Wᵀ + b` for the first `rows` of `x` `[padded_rows(rows), depth]`; `bias` is `[columns]`.
+/// One panel of `x Wᵀ + b`, for the first `rows` of `x` `[padded_rows(rows), depth]`; `bias` is `[columns]`.
+///
+/// # Safety
+///
+/// The CPU has `K`'s instructions, and the thread is ready for them. The target has room for `rows` of all
+/// columns, and nobody else reads or writes those of this panel.
 ///
 /// # Panics
 ///
-/// Where a size does not fit.
-pub(crate) fn linear<K: MicroKernel>(
-    _: Isa<K>,
+/// Where the size of `x` or of `bias` does not fit.
+pub(super) unsafe fn panel<K: MicroKernel>(
     x: &[K::Element],
     rows: usize,
     weight: &Packed<K::Element>,
     bias: &[f32],
-    mut output: Output<'_, K::Element>,
+    panel: usize,
+    target: Target<K::Element>,
 ) {
     assert!(x.len() >= padded_rows(rows) * weight.depth, "input of {} for {rows} rows", x.len());
     assert_eq!(bias.len(), weight.columns, "a bias for each column");
-    assert!(output.len() >= rows * weight.columns, "room for {rows} rows");
-    // SAFETY: the sizes were checked, and the `Isa` proves the instructions.
-    unsafe {
-        let _ready = K::ready();
-        panels::<K>(x, rows, weight, bias, &mut output);
-    }
+    assert!(panel < panels_of::<K>(weight), "panel {panel} of {} columns", weight.columns);
+    // SAFETY: the rest was checked.
+    unsafe { tiles::<K>(x, rows, weight, bias, panel * K::BLOCKS * BLOCK, target) }
 }
 
 /// A small tile of a product: `c = a b`.
@@ -207,48 +204,47 @@ struct Sums([f32; 32 * 32]);
 
 /// # Safety
 ///
-/// As [`linear`] checks it, and the CPU has `K`'s instructions, its tiles configured.
+/// As [`panel`] has it, which checks the rest; `first` is the panel's first column.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn panels<K: MicroKernel>(
+unsafe fn tiles<K: MicroKernel>(
     x: &[K::Element],
     rows: usize,
     weight: &Packed<K::Element>,
     bias: &[f32],
-    output: &mut Output<'_, K::Element>,
+    first: usize,
+    target: Target<K::Element>,
 ) {
     const { assert!(K::ROWS * K::BLOCKS * BLOCK <= 32 * 32) };
     let Packed { columns, depth, values } = weight;
     let steps = depth / K::Element::STEP;
     let width = K::BLOCKS * BLOCK;
+    let blocks = ((columns - first) / BLOCK).min(K::BLOCKS);
     let mut sums = Sums([0.0; 32 * 32]);
-    for first in (0..*columns).step_by(width) {
-        let blocks = ((columns - first) / BLOCK).min(K::BLOCKS);
-        for row in (0..rows).step_by(K::ROWS) {
-            let count = (rows - row).min(K::ROWS);
-            // SAFETY: the rows and the blocks are within what was checked.
-            unsafe {
-                K::tile(Tile {
-                    a: x.as_ptr().add(row * depth),
-                    stride: *depth,
-                    rows: count,
-                    b: values.as_ptr().add(first * depth),
-                    blocks,
-                    steps,
-                    c: sums.0.as_mut_ptr(),
-                    c_stride: width,
-                });
-                finish(&sums, width, count, blocks, &bias[first..], row * columns + first, *columns, output);
-            }
+    for row in (0..rows).step_by(K::ROWS) {
+        let count = (rows - row).min(K::ROWS);
+        // SAFETY: the rows and the blocks are within what was checked.
+        unsafe {
+            K::tile(Tile {
+                a: x.as_ptr().add(row * depth),
+                stride: *depth,
+                rows: count,
+                b: values.as_ptr().add(first * depth),
+                blocks,
+                steps,
+                c: sums.0.as_mut_ptr(),
+                c_stride: width,
+            });
+            finish(&sums, width, count, blocks, &bias[first..], row * columns + first, *columns, target);
         }
     }
 }
 
-/// Adds the bias to a tile's sums, finishes them as `output` says, and stores them from element
+/// Adds the bias to a tile's sums, finishes them as `target` says, and stores them from element
 /// `at` of it on, rows `stride` apart.
 ///
 /// # Safety
 ///
-/// The tile is within `output` and `bias`.
+/// The tile is within `target` and `bias`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 #[expect(clippy::too_many_arguments, reason = "a tile and where it goes")]
 unsafe fn finish<T: Element>(
@@ -259,37 +255,37 @@ unsafe fn finish<T: Element>(
     bias: &[f32],
     at: usize,
     stride: usize,
-    output: &mut Output<'_, T>,
+    target: Target<T>,
 ) {
     // SAFETY: as the caller promises.
     unsafe {
-        match output {
-            Output::Store(to) => {
-                let to = to.as_mut_ptr().add(at);
+        match target {
+            Target::Store(to) => {
+                let to = to.add(at);
                 each(sums, width, rows, blocks, bias, |row, column, y| {
                     T::store(to.add(row * stride + column), y);
                 });
             }
-            Output::Activate(Activation::Gelu, to) => {
-                let to = to.as_mut_ptr().add(at);
+            Target::Activate(Activation::Gelu, to) => {
+                let to = to.add(at);
                 each(sums, width, rows, blocks, bias, |row, column, y| {
                     T::store(to.add(row * stride + column), gelu(y));
                 });
             }
-            Output::Activate(Activation::GeluTanh, to) => {
-                let to = to.as_mut_ptr().add(at);
+            Target::Activate(Activation::GeluTanh, to) => {
+                let to = to.add(at);
                 each(sums, width, rows, blocks, bias, |row, column, y| {
                     T::store(to.add(row * stride + column), gelu_tanh(y));
                 });
             }
-            Output::Activate(Activation::Relu, to) => {
-                let to = to.as_mut_ptr().add(at);
+            Target::Activate(Activation::Relu, to) => {
+                let to = to.add(at);
                 each(sums, width, rows, blocks, bias, |row, column, y| {
                     T::store(to.add(row * stride + column), relu(y));
                 });
             }
-            Output::Add(to) => {
-                let to = to.as_mut_ptr().add(at);
+            Target::Add(to) => {
+                let to = to.add(at);
                 each(sums, width, rows, blocks, bias, |row, column, y| {
                     let to = to.add(row * stride + column);
                     _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), y));

@@ -1,17 +1,8 @@
 //! A BERT encoder (Devlin et al., 2018) of our own kernels, without `LibTorch`.
 //!
-//! # Flow
-//!
-//! The tokens of a few texts, [`CHUNK`] or a little less, go through the whole encoder together, so
-//! that what lies between two products stays in the L2 cache. Nothing is padded. Per layer:
-//!
-//! ```text
-//! x ─▶ QKV + bias ─▶ attention of each text ─▶ out + bias + state ─▶ LayerNorm ─▶ x, state
-//! x ─▶ up + bias, activated ──────────────────▶ down + bias + state ─▶ LayerNorm ─▶ x, state
-//! ```
-//!
-//! `x` is the operand of the next product; `state` is the same in f32, the residual. Where operands are
-//! bfloat16, `x` is a rounded copy; where they are f32, it is `state` itself.
+//! The tokens of a few texts, [`CHUNK`] or a little less, go through the whole encoder together, so that what
+//! lies between two products stays in the L2 cache ([`crate::kernels::encoder`]). Here are its weights, the
+//! embeddings before it, and the tail behind it.
 //!
 //! All of it is generic over the micro-kernel, and with it over the operands' element: which one it is
 //! is decided once, in [`load`].
@@ -24,16 +15,17 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::directory::{BertConfig, Encoder, HiddenAct};
+use super::directory::{self, BertConfig, HiddenAct};
 use super::tail::Tail;
 use super::weights::Weights;
-use super::{Directory, Error, Model, Text, TokenBatch};
-use crate::kernels::attention::{Heads, Scratch, attention};
-use crate::kernels::buffer::Buffer;
+use super::{Directory, Error, Model, Spare, Text, TokenBatch};
+use crate::kernels::attention::Heads;
 use crate::kernels::cpu::InstructionSet;
+use crate::kernels::crew::Crew;
 use crate::kernels::element::Element;
 use crate::kernels::elementwise::LayerNorm;
-use crate::kernels::gemm::{Activation, Amx, Avx512, Isa, MicroKernel, Output, Packed, linear, padded_rows};
+use crate::kernels::encoder::{Encoder, Layer, Linear, Workspace};
+use crate::kernels::gemm::{Activation, Amx, Avx512, Isa, MicroKernel};
 use crate::space;
 
 /// The most tokens that go through the encoder together, but for a single text of more.
@@ -41,7 +33,7 @@ const CHUNK: usize = 512;
 
 /// Whether the kernels fit the encoder; the error is a fragment that says what does not.
 pub(super) fn fits(directory: &Directory) -> Result<(), String> {
-    let Encoder::Bert(config) = &directory.encoder;
+    let directory::Encoder::Bert(config) = &directory.encoder;
     let (hidden, heads) = (config.hidden_size as usize, config.num_attention_heads as usize);
     let size = hidden / heads;
     if !Heads::SIZES.contains(&size) {
@@ -63,29 +55,14 @@ pub(super) fn load(
     }
 }
 
-/// A linear layer.
-#[derive(Debug)]
-struct Linear<T: Element> {
-    weight: Packed<T>,
-    bias: Vec<f32>,
-}
-
-impl<T: Element> Linear<T> {
-    /// The layers of these names (each with its width), one under the other, `depth` deep.
-    fn load(weights: &Weights, parts: &[(String, i64)], depth: i64) -> Result<Self, Error> {
-        let (mut weight, mut bias) = (Vec::new(), Vec::new());
-        for (name, columns) in parts {
-            weight.extend(weights.values(&format!("{name}.weight"), &[*columns, depth])?);
-            bias.extend(weights.values(&format!("{name}.bias"), &[*columns])?);
-        }
-        let weight = Packed::new(&weight, bias.len(), depth as usize);
-        bias.resize(weight.columns(), 0.0);
-        Ok(Self { weight, bias })
+/// The linear layers of these names (each with its width), one under the other, `depth` deep.
+fn linear<T: Element>(weights: &Weights, parts: &[(String, i64)], depth: i64) -> Result<Linear<T>, Error> {
+    let (mut weight, mut bias) = (Vec::new(), Vec::new());
+    for (name, columns) in parts {
+        weight.extend(weights.values(&format!("{name}.weight"), &[*columns, depth])?);
+        bias.extend(weights.values(&format!("{name}.bias"), &[*columns])?);
     }
-
-    fn forward<K: MicroKernel<Element = T>>(&self, isa: Isa<K>, x: &[T], rows: usize, output: Output<'_, T>) {
-        linear(isa, x, rows, &self.weight, &self.bias, output);
-    }
+    Ok(Linear::new(&weight, bias, depth as usize))
 }
 
 fn layer_norm(weights: &Weights, name: &str, config: &BertConfig) -> Result<LayerNorm, Error> {
@@ -93,90 +70,45 @@ fn layer_norm(weights: &Weights, name: &str, config: &BertConfig) -> Result<Laye
     Ok(LayerNorm { weight, bias, eps: config.layer_norm_eps as f32 })
 }
 
-#[derive(Debug)]
-struct Layer<T: Element> {
-    query_key_value: Linear<T>,
-    attention_output: Linear<T>,
-    attention_norm: LayerNorm,
-    up: Linear<T>,
-    down: Linear<T>,
-    output_norm: LayerNorm,
-}
-
-impl<T: Element> Layer<T> {
-    fn load(weights: &Weights, index: i64, config: &BertConfig) -> Result<Self, Error> {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let name = |part: &str| format!("encoder.layer.{index}.{part}");
-        let one = |part: &str, columns| [(name(part), columns)];
-        let query_key_value =
-            ["query", "key", "value"].map(|part| (name(&format!("attention.self.{part}")), hidden));
-        Ok(Self {
-            query_key_value: Linear::load(weights, &query_key_value, hidden)?,
-            attention_output: Linear::load(weights, &one("attention.output.dense", hidden), hidden)?,
-            attention_norm: layer_norm(weights, &name("attention.output.LayerNorm"), config)?,
-            up: Linear::load(weights, &one("intermediate.dense", inner), hidden)?,
-            down: Linear::load(weights, &one("output.dense", hidden), inner)?,
-            output_norm: layer_norm(weights, &name("output.LayerNorm"), config)?,
-        })
-    }
+fn layer<T: Element>(weights: &Weights, index: i64, config: &BertConfig) -> Result<Layer<T>, Error> {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let name = |part: &str| format!("encoder.layer.{index}.{part}");
+    let one = |part: &str, columns| [(name(part), columns)];
+    let query_key_value =
+        ["query", "key", "value"].map(|part| (name(&format!("attention.self.{part}")), hidden));
+    Ok(Layer {
+        query_key_value: linear(weights, &query_key_value, hidden)?,
+        attention_output: linear(weights, &one("attention.output.dense", hidden), hidden)?,
+        attention_norm: layer_norm(weights, &name("attention.output.LayerNorm"), config)?,
+        up: linear(weights, &one("intermediate.dense", inner), hidden)?,
+        down: linear(weights, &one("output.dense", hidden), inner)?,
+        output_norm: layer_norm(weights, &name("output.LayerNorm"), config)?,
+    })
 }
 
 /// What all handles on a model share.
 #[derive(Debug)]
 struct Shared<K: MicroKernel> {
-    isa: Isa<K>,
     /// `[vocabulary, hidden]`.
     words: Vec<f32>,
     /// `[positions, hidden]`, with the embedding of segment 0 added: a lone text is all segment 0.
     positions: Vec<f32>,
     /// `[hidden]`: what the second text of a pair has added.
     second_segment: Vec<f32>,
-    embedding_norm: LayerNorm,
-    layers: Vec<Layer<K::Element>>,
-    heads: Heads,
-    activation: Activation,
+    encoder: Encoder<K>,
     tail: Tail,
-    hidden: usize,
-}
-
-/// The memory of a forward, which grows to the longest chunk it has met.
-#[derive(Debug)]
-struct Workspace<T: Element> {
-    rows: usize,
-    /// `[padded rows, hidden]`
-    state: Buffer<f32>,
-    /// `[padded rows, hidden]`; empty where operands are f32, as the state is.
-    rounded: Buffer<T>,
-    /// `[padded rows, 3 × hidden]`
-    query_key_value: Buffer<T>,
-    /// `[padded rows, hidden]`
-    context: Buffer<T>,
-    /// `[padded rows, inner]`
-    inner: Buffer<T>,
-    attention: Scratch<T>,
-}
-
-impl<T: Element> Workspace<T> {
-    fn new<K: MicroKernel<Element = T>>(shared: &Shared<K>, rows: usize) -> Self {
-        let inner = shared.layers.first().map_or(0, |layer| layer.up.weight.columns());
-        let padded = padded_rows(rows);
-        Self {
-            rows,
-            state: Buffer::zeroed(padded * shared.hidden),
-            rounded: Buffer::zeroed(if T::ROUNDS { padded * shared.hidden } else { 0 }),
-            query_key_value: Buffer::zeroed(padded * 3 * shared.hidden),
-            context: Buffer::zeroed(padded * shared.hidden),
-            inner: Buffer::zeroed(padded * inner),
-            attention: Scratch::new(rows, shared.heads),
-        }
-    }
+    /// Threads that help where handles are idle.
+    crew: Crew,
 }
 
 /// A handle on a BERT encoder with its tail.
 #[derive(Debug)]
 struct Bert<K: MicroKernel> {
     shared: Arc<Shared<K>>,
+    /// It grows to the longest text that it has met.
     workspace: Workspace<K::Element>,
+    /// What else may compute the next forward.
+    spare: Spare,
 }
 
 impl<K: MicroKernel> Bert<K> {
@@ -184,7 +116,7 @@ impl<K: MicroKernel> Bert<K> {
         let isa =
             Isa::<K>::detect().ok_or_else(|| Error::Unavailable(format!("this CPU has no {}", K::SET)))?;
         fits(directory).map_err(Error::Unavailable)?;
-        let Encoder::Bert(config) = &directory.encoder;
+        let directory::Encoder::Bert(config) = &directory.encoder;
         let weights = Weights::open(&directory.path)?
             .with_prefix_of("embeddings.word_embeddings.weight", &["", "bert."]);
         let hidden = config.hidden_size as usize;
@@ -203,23 +135,22 @@ impl<K: MicroKernel> Bert<K> {
             count: config.num_attention_heads as usize,
             size: hidden / config.num_attention_heads as usize,
         };
+        let activation = match config.activation() {
+            HiddenAct::Gelu => Activation::Gelu,
+            HiddenAct::GeluTanh => Activation::GeluTanh,
+            HiddenAct::Relu => Activation::Relu,
+        };
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| layer(&weights, index, config))
+            .collect::<Result<_, _>>()?;
+        let norm = layer_norm(&weights, "embeddings.LayerNorm", config)?;
         let shared = Shared {
-            isa,
             words: table("word_embeddings", config.vocab_size)?,
             positions,
             second_segment: second.iter().zip(first).map(|(second, first)| second - first).collect(),
-            embedding_norm: layer_norm(&weights, "embeddings.LayerNorm", config)?,
-            layers: (0..config.num_hidden_layers)
-                .map(|index| Layer::load(&weights, index, config))
-                .collect::<Result<_, _>>()?,
-            heads,
-            activation: match config.activation() {
-                HiddenAct::Gelu => Activation::Gelu,
-                HiddenAct::GeluTanh => Activation::GeluTanh,
-                HiddenAct::Relu => Activation::Relu,
-            },
+            encoder: Encoder::new(isa, norm, layers, heads, activation),
             tail,
-            hidden,
+            crew: Crew::default(),
         };
         let mut read = weights.into_read();
         read.extend(of_tail);
@@ -227,45 +158,27 @@ impl<K: MicroKernel> Bert<K> {
     }
 
     fn on(shared: Arc<Shared<K>>) -> Self {
-        let workspace = Workspace::new(&shared, CHUNK);
-        Self { shared, workspace }
+        let workspace = Workspace::new(&shared.encoder, CHUNK);
+        Self { shared, workspace, spare: Spare::default() }
     }
 
     /// Computes the token states of some texts, `[tokens, hidden]`.
     fn encode(&mut self, texts: &[Text<'_>]) -> Result<&[f32], Error> {
-        let Self { shared, workspace } = self;
-        let tokens: usize = texts.iter().map(|text| text.ids.len()).sum();
-        if tokens > workspace.rows {
-            *workspace = Workspace::new(shared, tokens);
+        let Self { shared, workspace, spare } = self;
+        let lengths: Vec<usize> = texts.iter().map(|text| text.ids.len()).collect();
+        let tokens = lengths.iter().sum();
+        if tokens > workspace.rows() {
+            *workspace = Workspace::new(&shared.encoder, tokens);
         }
-        let Workspace { state, rounded, query_key_value, context, inner, attention: scratch, .. } = workspace;
-        let (isa, hidden) = (shared.isa, shared.hidden);
-        let values = ..tokens * hidden;
-
-        let mut rows = state[values].chunks_exact_mut(hidden);
-        for text in texts {
-            for ((position, &id), row) in text.ids.iter().enumerate().zip(&mut rows) {
-                shared.embed(id, position, position >= text.second, row)?;
-            }
-        }
-        shared.embedding_norm.forward(isa, &mut state[values], rounded);
-        for layer in &shared.layers {
-            let x = Element::operands(state, rounded);
-            layer.query_key_value.forward(isa, x, tokens, Output::Store(query_key_value));
-            let mut first = 0;
+        shared.encoder.forward(&lengths, workspace, (&shared.crew, spare), |state| {
+            let mut rows = state.chunks_exact_mut(shared.encoder.hidden());
             for text in texts {
-                let length = text.ids.len();
-                attention(isa, shared.heads, query_key_value, first, length, scratch, context);
-                first += length;
+                for ((position, &id), row) in text.ids.iter().enumerate().zip(&mut rows) {
+                    shared.embed(id, position, position >= text.second, row)?;
+                }
             }
-            layer.attention_output.forward(isa, context, tokens, Output::Add(state));
-            layer.attention_norm.forward(isa, &mut state[values], rounded);
-            let x = Element::operands(state, rounded);
-            layer.up.forward(isa, x, tokens, Output::Activate(shared.activation, inner));
-            layer.down.forward(isa, inner, tokens, Output::Add(state));
-            layer.output_norm.forward(isa, &mut state[values], rounded);
-        }
-        Ok(&state[values])
+            Ok(())
+        })
     }
 }
 
@@ -273,9 +186,10 @@ impl<K: MicroKernel> Shared<K> {
     /// Writes the embedding of a token into `row` `[hidden]`.
     fn embed(&self, id: i64, position: usize, second: bool, row: &mut [f32]) -> Result<(), Error> {
         let missing = |what: &str| Error::Tokens(format!("{what} is not in the model's table"));
-        let word = usize::try_from(id).ok().and_then(|id| row_of(&self.words, id, self.hidden));
+        let hidden = self.encoder.hidden();
+        let word = usize::try_from(id).ok().and_then(|id| row_of(&self.words, id, hidden));
         row.copy_from_slice(word.ok_or_else(|| missing(&format!("token id {id}")))?);
-        let place = row_of(&self.positions, position, self.hidden);
+        let place = row_of(&self.positions, position, hidden);
         add(row, place.ok_or_else(|| missing(&format!("position {position}")))?);
         if second {
             add(row, &self.second_segment);
@@ -315,7 +229,7 @@ impl<K: MicroKernel> Model for Bert<K> {
     fn embed(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error> {
         let mut vectors = Vec::new();
         for chunk in chunks(batch) {
-            let hidden = self.shared.hidden;
+            let hidden = self.shared.encoder.hidden();
             let shared = Arc::clone(&self.shared);
             let mut states = self.encode(&chunk)?;
             for text in chunk {
@@ -328,11 +242,15 @@ impl<K: MicroKernel> Model for Bert<K> {
     }
 
     fn states(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error> {
-        let mut states = Vec::with_capacity(batch.tokens() * self.shared.hidden);
+        let mut states = Vec::with_capacity(batch.tokens() * self.shared.encoder.hidden());
         for chunk in chunks(batch) {
             states.extend_from_slice(self.encode(&chunk)?);
         }
         Ok(states)
+    }
+
+    fn lend(&mut self, spare: Spare) {
+        self.spare = spare;
     }
 
     fn share(&self) -> Result<Box<dyn Model>, Error> {

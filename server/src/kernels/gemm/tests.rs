@@ -70,6 +70,24 @@ fn close(got: impl Into<f64>, expected: f64, tolerance: f64) -> bool {
 
 type Function = fn(f64) -> f64;
 
+/// All panels; the target has room for them.
+fn linear<K: MicroKernel>(
+    _: Isa<K>,
+    x: &[K::Element],
+    rows: usize,
+    weight: &Packed<K::Element>,
+    bias: &[f32],
+    target: Target<K::Element>,
+) {
+    // SAFETY: the CPU has the instructions, or they are emulated; nobody else has the target.
+    unsafe {
+        let _ready = K::ready();
+        for at in 0..panels_of::<K>(weight) {
+            panel::<K>(x, rows, weight, bias, at, target);
+        }
+    }
+}
+
 /// Checks all outputs of a layer against the scalar twin; memory against guards on one side.
 fn check<K: MicroKernel>(
     isa: Isa<K>,
@@ -107,11 +125,11 @@ fn check<K: MicroKernel>(
     ];
     for (activation, function) in activations {
         let mut y = Guarded::of(&vec![K::Element::of(1.0); rows * packed.columns()], against);
-        let output = match activation {
-            None => Output::Store(&mut y),
-            Some(activation) => Output::Activate(activation, &mut y),
+        let target = match activation {
+            None => Target::Store(y.as_mut_ptr()),
+            Some(activation) => Target::Activate(activation, y.as_mut_ptr()),
         };
-        linear(isa, &x, rows, &packed, &b, output);
+        linear(isa, &x, rows, &packed, &b, target);
         for (row, y) in y.chunks_exact(packed.columns()).enumerate() {
             for (column, &y) in y.iter().enumerate() {
                 if column >= columns {
@@ -130,7 +148,7 @@ fn check<K: MicroKernel>(
 
     let residual = numbers(rows * packed.columns(), 6);
     let mut y = Guarded::of(&residual, against);
-    linear(isa, &x, rows, &packed, &b, Output::Add(&mut y));
+    linear(isa, &x, rows, &packed, &b, Target::Add(y.as_mut_ptr()));
     for row in 0..rows {
         for column in 0..columns {
             let at = row * packed.columns() + column;
@@ -170,7 +188,8 @@ fn nothing_to_do_is_done() {
     for_each_isa!(|isa| {
         let packed = Packed::new(&[1.0; 32 * 32], 32, 32);
         let x = rounded(&vec![1.0; padded_rows(0) * 32]);
-        linear(isa, &x, 0, &packed, &[0.0; 32], Output::Store(&mut []));
+        let nowhere: &mut [_] = &mut [];
+        linear(isa, &x, 0, &packed, &[0.0; 32], Target::Store(nowhere.as_mut_ptr()));
     });
 }
 
@@ -223,7 +242,8 @@ fn micro_kernels_stay_within_the_packed_weights() {
 fn too_small_an_input_is_refused() {
     let packed = Packed::new(&[1.0; 32 * 32], 32, 32);
     let isa = Isa::<Avx512<bf16>>::assume();
-    linear(isa, &[bf16::ONE; 2048], 50, &packed, &[0.0; 32], Output::Store(&mut [bf16::ONE; 1600]));
+    let mut y = [bf16::ONE; 1600];
+    linear(isa, &[bf16::ONE; 2048], 50, &packed, &[0.0; 32], Target::Store(y.as_mut_ptr()));
 }
 
 proptest! {

@@ -9,10 +9,10 @@ use std::path::Path;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 #[cfg(target_arch = "x86_64")]
 use embedding_server::kernels::cpu::{Cpu, InstructionSet};
-use serde_json::Value;
+use embedding_server::model::Directory;
+use embedding_server::model::directory::Encoder;
 use tch::{Kind, Tensor};
 
 use super::machine;
@@ -34,13 +34,11 @@ pub(crate) struct Sizes {
 impl Sizes {
     /// Those of the model in `directory`.
     pub(crate) fn read(directory: &Path) -> anyhow::Result<Self> {
-        let config: Value = serde_json::from_slice(&std::fs::read(directory.join("config.json"))?)?;
-        let size =
-            |name: &str| config[name].as_i64().with_context(|| format!("config.json has no number {name}"));
+        let Encoder::Bert(config) = Directory::read(directory)?.encoder;
         Ok(Self {
-            hidden: size("hidden_size")?,
-            intermediate: size("intermediate_size")?,
-            layers: size("num_hidden_layers")?,
+            hidden: config.hidden_size,
+            intermediate: config.intermediate_size,
+            layers: config.num_hidden_layers,
         })
     }
 
@@ -157,6 +155,8 @@ pub(crate) fn instruction() -> Option<(&'static str, fn() -> f64)> {
 mod x86 {
     use std::arch::asm;
 
+    use embedding_server::kernels::cpu::SIXTEEN_ROWS;
+
     /// How often a piece of work repeats its instructions: tens of microseconds.
     const REPEATS: u64 = 10_000;
 
@@ -214,24 +214,6 @@ mod x86 {
         // 16 sums of 2 products and 2 additions an instruction.
         (REPEATS * 16 * 16 * 4) as f64
     }
-
-    /// The operand of `ldtilecfg` (Intel SDM, volume 1, chapter 18).
-    #[repr(C, align(64))]
-    struct Configuration {
-        palette: u8,
-        start_row: u8,
-        reserved: [u8; 14],
-        bytes_per_row: [u16; 16],
-        rows: [u8; 16],
-    }
-
-    static SIXTEEN_ROWS: Configuration = Configuration {
-        palette: 1,
-        start_row: 0,
-        reserved: [0; 14],
-        bytes_per_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-        rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
-    };
 
     /// Six independent tiles of sums.
     pub(super) fn tiles() -> f64 {

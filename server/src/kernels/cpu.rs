@@ -130,6 +130,26 @@ fn request_tiles() -> Result<(), String> {
     Err("AMX tiles are used on Linux only".into())
 }
 
+/// How a thread's AMX tiles are laid out: the operand of `ldtilecfg` (Intel SDM, volume 1, chapter 18).
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct TileConfiguration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes_per_row: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// All eight tiles with 16 rows of 64 bytes: their largest.
+pub static SIXTEEN_ROWS: TileConfiguration = TileConfiguration {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    bytes_per_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -36,6 +36,12 @@ struct Progress {
     broken: AtomicBool,
 }
 
+impl Progress {
+    fn assert_whole(&self) {
+        assert!(!self.broken.load(Ordering::Relaxed), "another thread of this forward has panicked");
+    }
+}
+
 /// One thread's part in the work.
 #[derive(Debug)]
 pub(super) struct Member<'a> {
@@ -60,7 +66,7 @@ impl Member<'_> {
     ///
     /// Where another member has panicked.
     pub(super) fn phase(&mut self, units: usize, mut work: impl FnMut(usize)) {
-        let Progress { next, done, broken } = self.progress;
+        let Progress { next, done, .. } = self.progress;
         let (begin, end) = (self.phase << 32, (self.phase + 1) << 32);
         self.phase += 1;
         if units == 0 {
@@ -86,7 +92,7 @@ impl Member<'_> {
                 }
                 continue;
             }
-            assert!(!broken.load(Ordering::Relaxed), "another thread of this forward has panicked");
+            self.progress.assert_whole();
             looks += 1;
             if looks < LOOKS {
                 std::hint::spin_loop();
@@ -105,22 +111,16 @@ impl Drop for Member<'_> {
     }
 }
 
-/// Work that helps a caller, who waits until nobody is in it before it ends.
-#[derive(Clone, Copy)]
-struct Work(&'static (dyn Fn(usize) + Sync));
-
 #[derive(Default)]
 struct State {
-    /// What there is to help with, while more may join it.
-    work: Option<Work>,
+    /// What there is to help with, while more may join it. The caller waits until nobody is in it before it ends.
+    work: Option<&'static (dyn Fn(usize) + Sync)>,
     /// How many may join it yet.
     wanted: usize,
     /// The number of the next who joins.
     index: usize,
     /// How many are in it.
     inside: usize,
-    /// Whether one of them has panicked.
-    broken: bool,
     closed: bool,
 }
 
@@ -150,10 +150,10 @@ impl Shared {
             state.wanted -= 1;
             state.inside += 1;
             drop(state);
-            let result = catch_unwind(AssertUnwindSafe(|| (work.0)(index)));
+            // Its member tells the others.
+            let _ = catch_unwind(AssertUnwindSafe(|| work(index)));
             state = self.lock();
             state.inside -= 1;
-            state.broken |= result.is_err();
             if state.inside == 0 {
                 self.left.notify_all();
             }
@@ -215,11 +215,11 @@ impl Crew {
             return join(0);
         }
         let result = catch_unwind(AssertUnwindSafe(|| join(0)));
-        let broken = self.dismiss();
-        match result {
-            Err(panic) => resume_unwind(panic),
-            Ok(()) => assert!(!broken, "another thread of this forward has panicked"),
+        self.dismiss();
+        if let Err(panic) = result {
+            resume_unwind(panic);
         }
+        progress.assert_whole();
     }
 
     /// Asks for help; whether it is there to be had. [`Crew::dismiss`] has to follow before `join` ends.
@@ -234,27 +234,19 @@ impl Crew {
         let work = unsafe {
             std::mem::transmute::<&'a (dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(join)
         };
-        *state = State {
-            work: Some(Work(work)),
-            wanted: helpers,
-            index: 1,
-            inside: 0,
-            broken: false,
-            closed: false,
-        };
+        *state = State { work: Some(work), wanted: helpers, index: 1, ..State::default() };
         drop(state);
         (0..helpers).for_each(|_| self.shared.come.notify_one());
         true
     }
 
-    /// Lets nobody join any more and waits until nobody is inside; whether somebody has panicked.
-    fn dismiss(&self) -> bool {
+    /// Lets nobody join any more and waits until nobody is inside.
+    fn dismiss(&self) {
         let mut state = self.shared.lock();
         state.work = None;
         while state.inside > 0 {
             state = self.shared.left.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.broken
     }
 }
 

@@ -100,8 +100,7 @@ pub(crate) struct Workspace<T: Element> {
 impl<T: Element> Workspace<T> {
     /// For so many tokens at once.
     pub(crate) fn new<K: MicroKernel<Element = T>>(encoder: &Encoder<K>, rows: usize) -> Self {
-        let inner = encoder.layers.iter().map(|layer| layer.up.weight.columns()).max().unwrap_or(0);
-        let (padded, hidden) = (padded_rows(rows), encoder.hidden());
+        let (padded, hidden, inner) = (padded_rows(rows), encoder.hidden(), encoder.inner());
         Self {
             rows,
             state: Buffer::zeroed(padded * hidden),
@@ -199,6 +198,11 @@ impl<K: MicroKernel> Encoder<K> {
         self.heads.hidden()
     }
 
+    /// Width of the widest feed-forward's inner state, padding included.
+    fn inner(&self) -> usize {
+        self.layers.iter().map(|layer| layer.up.weight.columns()).max().unwrap_or(0)
+    }
+
     /// The states of the tokens of texts of these lengths, `[tokens, hidden]`, computed by this thread and by
     /// others of the `crew`, as many as are spare. `embed` writes the sums of the tokens' embeddings to such a matrix first.
     ///
@@ -216,13 +220,11 @@ impl<K: MicroKernel> Encoder<K> {
         let Workspace { rows, state, rounded, query_key_value, context, inner, attention } = workspace;
         assert!(tokens <= *rows, "{tokens} tokens, room for {rows}");
         let padded = padded_rows(tokens);
-        let widest = self.layers.iter().map(|layer| layer.up.weight.columns()).max().unwrap_or(0);
-        assert!(state.len() >= padded * hidden && inner.len() >= padded * widest, "a workspace of its own");
+        assert!(
+            state.len() >= padded * hidden && inner.len() >= padded * self.inner(),
+            "a workspace of its own"
+        );
         embed(&mut state[..tokens * hidden])?;
-        let longest = lengths.iter().copied().max().unwrap_or(0);
-        if attention.iter().any(|scratch| !scratch.fits(longest, self.heads)) {
-            attention.clear();
-        }
         let members = spare.threads + 1;
         attention.resize_with(members.max(attention.len()), || Scratch::new(*rows, self.heads));
         let shared = Shared {

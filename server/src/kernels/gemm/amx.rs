@@ -11,6 +11,7 @@ use std::arch::asm;
 
 use half::bf16;
 
+use super::super::cpu::SIXTEEN_ROWS;
 use super::{BLOCK, Element, InstructionSet, MicroKernel, TILE_ROWS, Tile};
 
 /// bfloat16 values of a tile's row.
@@ -25,24 +26,6 @@ pub(crate) struct Amx;
 
 /// What the tiles of this thread look like while it lives: 16 rows of 64 bytes, all eight.
 pub(crate) struct Tiles(());
-
-/// The operand of `ldtilecfg`.
-#[repr(C, align(64))]
-struct Configuration {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    bytes_per_row: [u16; 16],
-    rows: [u8; 16],
-}
-
-static SIXTEEN_ROWS: Configuration = Configuration {
-    palette: 1,
-    start_row: 0,
-    reserved: [0; 14],
-    bytes_per_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
-};
 
 impl Tiles {
     /// Configures the calling thread's tiles.

@@ -288,8 +288,8 @@ async fn answer(shared: &Shared, request: Request, version: Version) -> Result<R
         billed_units: BilledUnits { input_tokens: answer.embedded.tokens() },
         warnings: warnings(&answer.embedded.truncated()),
     };
+    let numbers = answer.numbers();
     let vectors = answer.embedded.vectors;
-    let numbers = vectors.len() * answer.decided.dimensions;
     let types = body.embedding_types.filter(|types| !types.is_empty());
     let (embeddings, response_type) = match (types, version) {
         (None, Version::One) => (Embeddings::Floats(vectors), "embeddings_floats"),

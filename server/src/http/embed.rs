@@ -62,6 +62,11 @@ pub(super) struct Answer<'a> {
 }
 
 impl Answer<'_> {
+    /// How many numbers its vectors have, all together.
+    pub(super) fn numbers(&self) -> usize {
+        self.embedded.vectors.len() * self.decided.dimensions
+    }
+
     /// What it says about itself in its headers.
     pub(super) fn headers(&self) -> HeaderMap {
         let mut headers = headers_of(&self.embedded.texts, Some(&self.decided.space));

@@ -273,13 +273,12 @@ async fn answer(shared: &Arc<Shared>, head: &Parts, request: EmbedRequest) -> Re
         ..Options::default()
     };
     let answer = embed(shared, head, Call::of_texts(request.model, request.texts, options)).await?;
-    let headers = answer.headers();
+    let (headers, numbers) = (answer.headers(), answer.numbers());
     let Answer { name, embedded, decided, .. } = answer;
     let places = |is: &dyn Fn(&crate::embedder::Text) -> bool| {
         let texts = embedded.texts.iter().enumerate();
         texts.filter(|(_, text)| is(text)).map(|(place, _)| place).collect()
     };
-    let numbers = embedded.vectors.len() * decided.dimensions;
     let body = EmbedResponse {
         model: name,
         dimensions: decided.dimensions,

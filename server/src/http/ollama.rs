@@ -284,7 +284,7 @@ pub(super) async fn embed_texts(State(shared): SharedState, request: Request) ->
     }
     let answer = embed(&shared, &head, Call::of_texts(model, texts, options)).await?;
     let (headers, tokens) = (answer.headers(), answer.embedded.tokens());
-    let numbers = answer.embedded.vectors.len() * answer.decided.dimensions;
+    let numbers = answer.numbers();
     Ok(json::answer(headers, numbers, response(answer.embedded.vectors, tokens)))
 }
 

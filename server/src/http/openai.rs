@@ -89,7 +89,7 @@ pub(super) async fn answer(shared: &Shared, head: &Parts, body: EmbedRequest) ->
         total_tokens: tokens,
         truncated_inputs: answer.embedded.truncated().len(),
     };
-    let numbers = answer.embedded.vectors.len() * answer.decided.dimensions;
+    let numbers = answer.numbers();
     let rows = answer.embedded.vectors.into_iter().enumerate();
     let data =
         rows.map(|(index, vector)| Row { object: "embedding", index, embedding: writing.write(vector) });

@@ -46,7 +46,7 @@ pub(super) async fn embed(asked: Asked<'_>) -> Result<Response, ApiError> {
     let characters = characters(&texts);
     let answer = asked.vectors(texts, options).await?;
     let headers = with_costs(answer.headers(), characters, answer.embedded.tokens(), asked.begun);
-    let numbers = answer.embedded.vectors.len() * answer.decided.dimensions;
+    let numbers = answer.numbers();
     Ok(json::answer(headers, numbers, answer.embedded.vectors))
 }
 

@@ -13,6 +13,7 @@ use embedding_server::model::Directory;
 use embedding_server::tokenize::{Encode, Error, How, Input, Pool, Token, Tokenizer, Tokens};
 use serde_json::json;
 use support::minilm;
+use support::process::Memory;
 use tokenizers::{TruncationDirection, TruncationParams, TruncationStrategy};
 
 /// How long a text is that fills a body of the largest size allowed.
@@ -260,12 +261,10 @@ fn tokens_of_bytes_are_the_same() {
 }
 
 /// The most memory that this process has had at once, in MiB, since the last call.
-fn peak() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    // Starts counting anew, where that is allowed.
-    drop(std::fs::write("/proc/self/clear_refs", "5"));
-    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() / 1024
+fn peak() -> u64 {
+    let Memory { peak, .. } = Memory::of("self");
+    Memory::forget_peak("self");
+    peak
 }
 
 #[test]
@@ -300,15 +299,19 @@ fn a_text_as_long_as_a_body_may_be_costs_little() {
     }
 }
 
-/// Counts the texts that it is given, slowly.
-#[derive(Debug, Default)]
-struct Slow(AtomicUsize);
+/// What is done with each text by what stands in for a tokenizer.
+trait OneToken: std::fmt::Debug + Send + Sync {
+    fn token(&self, text: &str) -> u32;
+}
 
-impl Encode for Slow {
-    fn encode(&self, _text: &str, _how: &How) -> Result<Tokens, Error> {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        std::thread::sleep(Duration::from_millis(20));
-        Ok(Tokens { pieces: vec![vec![1].into()], truncated: false, had_prompt: false })
+/// Stands in for a tokenizer.
+#[derive(Debug, Default)]
+struct StandIn<T>(T);
+
+impl<T: OneToken> Encode for StandIn<T> {
+    fn encode(&self, text: &str, _how: &How) -> Result<Tokens, Error> {
+        let pieces = vec![vec![self.0.token(text)].into()];
+        Ok(Tokens { pieces, truncated: false, had_prompt: false })
     }
 
     fn encode_pair(&self, first: &str, _second: &str, how: &How) -> Result<Tokens, Error> {
@@ -324,10 +327,22 @@ impl Encode for Slow {
     }
 }
 
+/// Counts the texts that it is given, slowly.
+#[derive(Debug, Default)]
+struct Slow(AtomicUsize);
+
+impl OneToken for Slow {
+    fn token(&self, _text: &str) -> u32 {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(20));
+        1
+    }
+}
+
 #[tokio::test]
 async fn the_texts_of_a_caller_who_has_left_are_not_tokenised() {
     for count in [7, 70] {
-        let (pool, slow) = (Pool::new(1).unwrap(), Arc::new(Slow::default()));
+        let (pool, slow) = (Pool::new(1).unwrap(), Arc::new(StandIn(Slow::default())));
         let inputs = vec![Input::Text("text".to_owned()); count];
         let encoding = pool.encode(slow.clone(), inputs, How::default());
         let left = tokio::time::timeout(Duration::from_millis(30), encoding).await;
@@ -336,14 +351,14 @@ async fn the_texts_of_a_caller_who_has_left_are_not_tokenised() {
         // to be done by who brings them.
         let others = vec![Input::Text("text".to_owned()); 5];
         pool.encode(slow.clone(), others, How::default()).await.unwrap();
-        let done = slow.0.load(Ordering::Relaxed) - 5;
+        let done = slow.0.0.load(Ordering::Relaxed) - 5;
         assert!(done < 6, "{done} of {count}");
     }
 }
 
 #[tokio::test]
 async fn the_pool_takes_only_so_many_bytes_at_once() {
-    let (pool, slow) = (Pool::new(1).unwrap(), Arc::new(Slow::default()));
+    let (pool, slow) = (Pool::new(1).unwrap(), Arc::new(StandIn(Slow::default())));
     let encode = |megabytes: usize| {
         pool.encode(slow.clone(), vec![Input::Text("x".repeat(megabytes << 20))], How::default())
     };
@@ -359,29 +374,16 @@ async fn the_pool_takes_only_so_many_bytes_at_once() {
 #[derive(Debug, Default)]
 struct Listed(std::sync::Mutex<Vec<String>>);
 
-impl Encode for Listed {
-    fn encode(&self, text: &str, _how: &How) -> Result<Tokens, Error> {
+impl OneToken for Listed {
+    fn token(&self, text: &str) -> u32 {
         self.0.lock().unwrap().push(text.to_owned());
-        let tokens = text.parse().map_or_else(|_| vec![0], |number: u32| vec![number]);
-        Ok(Tokens { pieces: vec![tokens.into()], truncated: false, had_prompt: false })
-    }
-
-    fn encode_pair(&self, first: &str, _second: &str, how: &How) -> Result<Tokens, Error> {
-        self.encode(first, how)
-    }
-
-    fn tokens(&self, _text: &str, _how: &How, _special: bool) -> Result<Vec<Token>, Error> {
-        Ok(Vec::new())
-    }
-
-    fn decode(&self, _ids: &[u32], _skip_special: bool) -> Result<String, Error> {
-        Ok(String::new())
+        text.parse().unwrap_or(0)
     }
 }
 
 #[tokio::test]
 async fn a_request_of_many_texts_holds_up_no_other_and_keeps_its_order() {
-    let (pool, listed) = (Pool::new(1).unwrap(), Arc::new(Listed::default()));
+    let (pool, listed) = (Pool::new(1).unwrap(), Arc::new(StandIn(Listed::default())));
     let many = (0..20_000).map(|number| Input::Text(number.to_string())).collect();
     let long = vec![Input::Text("x".repeat(60_000)); 20];
     // Each is in the pool's line before the thread can be through with what it has of the one before.
@@ -393,7 +395,7 @@ async fn a_request_of_many_texts_holds_up_no_other_and_keeps_its_order() {
     let ids: Vec<u32> = many.unwrap().into_iter().map(|text| text.pieces[0].ids[0]).collect();
     assert!(ids.iter().copied().eq(0..20_000));
     assert_eq!((long.unwrap().len(), five.unwrap().len()), (20, 5));
-    let before = listed.0.lock().unwrap().iter().position(|text| text == "five").unwrap();
+    let before = listed.0.0.lock().unwrap().iter().position(|text| text == "five").unwrap();
     assert!(before <= 256 + 2, "{before} texts went before them");
 }
 
@@ -401,21 +403,9 @@ async fn a_request_of_many_texts_holds_up_no_other_and_keeps_its_order() {
 #[derive(Debug)]
 struct Broken;
 
-impl Encode for Broken {
-    fn encode(&self, text: &str, _how: &How) -> Result<Tokens, Error> {
+impl OneToken for Broken {
+    fn token(&self, text: &str) -> u32 {
         panic!("a tokenizer that is broken got {text}")
-    }
-
-    fn encode_pair(&self, first: &str, _second: &str, how: &How) -> Result<Tokens, Error> {
-        self.encode(first, how)
-    }
-
-    fn tokens(&self, _text: &str, _how: &How, _special: bool) -> Result<Vec<Token>, Error> {
-        Ok(Vec::new())
-    }
-
-    fn decode(&self, _ids: &[u32], _skip_special: bool) -> Result<String, Error> {
-        Ok(String::new())
     }
 }
 
@@ -425,9 +415,12 @@ async fn a_tokenizer_that_panics_fails_the_request_and_nothing_else() {
     // By who brings them, and by the pool.
     for count in [1, 300] {
         let texts = vec![Input::Text("text".to_owned()); count];
-        let error = pool.encode(Arc::new(Broken), texts, How::default()).await.unwrap_err();
+        let error = pool.encode(Arc::new(StandIn(Broken)), texts, How::default()).await.unwrap_err();
         assert_eq!(error.to_string(), "the tokenizer failed: it panicked on this text", "{count}");
     }
     let texts = vec![Input::Text("1".to_owned()); 300];
-    assert_eq!(pool.encode(Arc::new(Listed::default()), texts, How::default()).await.unwrap().len(), 300);
+    assert_eq!(
+        pool.encode(Arc::new(StandIn(Listed::default())), texts, How::default()).await.unwrap().len(),
+        300
+    );
 }

@@ -36,6 +36,23 @@ pub struct Memory {
     pub peak: u64,
 }
 
+impl Memory {
+    /// Of a process by its number, or of `self`.
+    pub fn of(process: impl std::fmt::Display) -> Self {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+        let mib = |field: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+        };
+        Self { now: mib("VmRSS:"), peak: mib("VmHWM:") }
+    }
+
+    /// The peak is counted anew from what the process has now, where that is allowed.
+    pub fn forget_peak(process: impl std::fmt::Display) {
+        drop(std::fs::write(format!("/proc/{process}/clear_refs"), "5"));
+    }
+}
+
 /// An HTTP response.
 #[derive(Debug)]
 pub struct Response {
@@ -160,17 +177,12 @@ impl Server {
 
     /// The memory of the process.
     pub fn memory(&self) -> Memory {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let mib = |field: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
-        };
-        Memory { now: mib("VmRSS:"), peak: mib("VmHWM:") }
+        Memory::of(self.child.id())
     }
 
     /// Its peak is counted anew from what it has now, where that is allowed.
     pub fn forget_peak(&self) {
-        drop(std::fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5"));
+        Memory::forget_peak(self.child.id());
     }
 
     /// How much processor time it has had.

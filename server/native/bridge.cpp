@@ -4,9 +4,12 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/InferenceMode.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <limits>
+#include <vector>
 
 namespace {
 
@@ -73,11 +76,67 @@ char *embedding_linear(const at::Tensor *x, const at::Tensor *packed, const at::
   });
 }
 
+namespace {
+
+// How many queries at a time meet their keys where scores get a mask: it bounds the mask's size.
+constexpr int64_t QUERIES = 256;
+
+// What is added to the scores of queries [first, first + count) and keys [key, key + keys) of a text:
+// `[heads or 1, count, keys]`, f32.
+at::Tensor mask_of(const embedding_attention &how, int64_t first, int64_t count, int64_t key,
+                   int64_t keys, at::Device device) {
+  const auto options = at::TensorOptions().dtype(at::kLong).device(device);
+  // [count, keys]: how far each key is ahead of each query.
+  const auto distance = at::arange(key, key + keys, options).unsqueeze(0) -
+                        at::arange(first, first + count, options).unsqueeze(1);
+  at::Tensor mask;
+  if (how.bias != nullptr) {
+    const int64_t longest = (how.bias->size(1) + 1) / 2;
+    mask = how.bias->index_select(1, (distance + (longest - 1)).flatten())
+               .view({-1, count, keys});
+  } else {
+    mask = at::zeros({1, count, keys}, options.dtype(at::kFloat));
+  }
+  const auto hide = [&](const at::Tensor &hidden) {
+    mask = mask.masked_fill(hidden.unsqueeze(0), -std::numeric_limits<float>::infinity());
+  };
+  if (how.causal != 0) hide(distance > 0);
+  if (how.reach >= 0) hide(distance.abs() > how.reach);
+  return mask;
+}
+
+// Attention in texts of one length; `q` is `[texts, heads, length, head size]`, as is the result.
+at::Tensor attend(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v,
+                  const embedding_attention &how) {
+  const int64_t length = q.size(2);
+  const bool far = how.reach >= 0 && how.reach < length - 1;
+  if (how.bias == nullptr && !far)
+    return at::scaled_dot_product_attention(q, k, v, {}, 0.0, how.causal != 0, how.scale);
+  std::vector<at::Tensor> parts;
+  for (int64_t first = 0; first < length; first += QUERIES) {
+    const int64_t count = std::min(QUERIES, length - first);
+    const int64_t key = far ? std::max<int64_t>(0, first - how.reach) : 0;
+    const int64_t ahead = how.causal != 0 ? 0 : far ? how.reach : length;
+    const int64_t keys = std::min(length, first + count + ahead) - key;
+    const auto mask = mask_of(how, first, count, key, keys, q.device())
+                          .to(q.scalar_type())
+                          .unsqueeze(0)
+                          .expand({q.size(0), q.size(1), count, keys});
+    parts.push_back(at::scaled_dot_product_attention(q.narrow(2, first, count), k.narrow(2, key, keys),
+                                                     v.narrow(2, key, keys), mask, 0.0, false,
+                                                     how.scale));
+  }
+  return parts.size() == 1 ? parts.front() : at::cat(parts, 2);
+}
+
+}  // namespace
+
 char *embedding_packed_attention(const at::Tensor *qkv, const int64_t *lengths, int64_t count,
-                                 int64_t heads, at::Tensor **out) {
+                                 const embedding_attention *how, at::Tensor **out) {
   return guarded([&] {
-    const int64_t hidden = qkv->size(1) / 3;
-    const int64_t head_size = hidden / heads;
+    const int64_t size = how->head_size;
+    const int64_t heads = how->heads, key_value_heads = how->key_value_heads;
+    const int64_t width = heads * size;
     std::vector<at::Tensor> parts;
     int64_t row = 0;
     for (int64_t first = 0; first < count;) {
@@ -86,16 +145,21 @@ char *embedding_packed_attention(const at::Tensor *qkv, const int64_t *lengths, 
       while (last < count && lengths[last] == length) ++last;
       const int64_t texts = last - first;
       const auto run = qkv->narrow(0, row, texts * length)
-                           .view({texts, length, 3, heads, head_size})
-                           .permute({2, 0, 3, 1, 4});
-      const auto context = std::get<0>(
-          at::_scaled_dot_product_flash_attention_for_cpu(run[0], run[1], run[2]));
-      parts.push_back(context.transpose(1, 2).reshape({texts * length, hidden}));
+                           .view({texts, length, heads + 2 * key_value_heads, size})
+                           .transpose(1, 2);
+      const auto of = [&](int64_t begin, int64_t number) {
+        const auto part = run.narrow(1, begin, number);
+        // Each head of keys and values serves as many heads of queries.
+        return number == heads ? part : part.repeat_interleave(heads / number, 1);
+      };
+      const auto context = attend(of(0, heads), of(heads, key_value_heads),
+                                  of(heads + key_value_heads, key_value_heads), *how);
+      parts.push_back(context.transpose(1, 2).reshape({texts * length, width}));
       row += texts * length;
       first = last;
     }
     // Rows beyond the last text are padding of the linears' row count.
-    if (row < qkv->size(0)) parts.push_back(at::zeros({qkv->size(0) - row, hidden}, qkv->options()));
+    if (row < qkv->size(0)) parts.push_back(at::zeros({qkv->size(0) - row, width}, qkv->options()));
     *out = new at::Tensor(parts.size() == 1 ? parts.front() : at::cat(parts));
   });
 }

@@ -73,7 +73,7 @@ pub fn run(config: &Fetch) -> anyhow::Result<Summary> {
         files: fetched.files,
         bytes: fetched.bytes,
         downloaded_bytes: fetched.downloaded_bytes,
-        architecture: directory.encoder.architecture(),
+        architecture: directory.encoder.architecture,
         dimensions: directory.dimensions(),
         max_tokens: directory.max_tokens,
         normalizes: directory.normalizes(),

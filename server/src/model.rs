@@ -11,7 +11,9 @@
 
 pub mod digests;
 pub mod directory;
+pub mod encoder;
 pub mod fake;
+pub mod families;
 #[cfg(target_arch = "x86_64")]
 mod fused;
 pub mod inventory;
@@ -528,7 +530,7 @@ pub fn load(directory: &Directory, plan: Plan) -> Result<(Box<dyn Model>, Vec<sp
         }
         #[cfg(feature = "torch")]
         Implementation::Packed => {
-            let (model, tensors) = packed::Bert::load(directory, plan.dtype)?;
+            let (model, tensors) = packed::Packed::load(directory, plan.dtype)?;
             Ok((Box::new(model), tensors))
         }
         #[cfg(feature = "torch")]

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use crate::batcher::Policy;
 use crate::embedder::{About, Embedder, Limits, Parts, Rate};
 use crate::metrics::Metrics;
-use crate::model::directory::Encoder;
 use crate::model::{self, Directory, Implementation, Machine, Plan, Preference};
 use crate::options::{self, Offer};
 use crate::tokenize::{self, Encode, How, Overflow, Pool, Tokenizer};
@@ -408,8 +407,7 @@ pub fn load(
 ) -> Result<Loaded, LoadError> {
     let directory = manner.applied(directory)?;
     let plan = Plan::decide(preference, Machine::detect(), &model::fits_fused(&directory))?;
-    let Encoder::Bert(config) = &directory.encoder;
-    let tokenizer = Tokenizer::load(&directory, config.vocab_size)?;
+    let tokenizer = Tokenizer::load(&directory, directory.encoder.vocab_size)?;
     let (mut model, tensors) = model::load(&directory, plan)?;
     let offer = Offer {
         prompts: directory.prompts.clone(),
@@ -425,7 +423,7 @@ pub fn load(
             .with_prompts(&directory.prompts, directory.default_prompt_name.as_deref()),
     };
     let about = About {
-        architecture: directory.encoder.architecture(),
+        architecture: directory.encoder.architecture,
         kind: directory.kind(),
         plan,
         dimensions: directory.dimensions(),

@@ -416,7 +416,7 @@ fn a_directory_that_cannot_be_served_ends_the_process_with_one_line_that_names_f
         ),
         (
             |tiny| tiny.config["hidden_size"] = json!("x"),
-            "DIR/config.json: not a valid configuration: invalid type: string \"x\", expected i64",
+            "DIR/config.json: hidden_size is \"x\", and no whole number",
         ),
         (
             |tiny| tiny.config["hidden_size"] = json!(32),
@@ -427,8 +427,8 @@ fn a_directory_that_cannot_be_served_ends_the_process_with_one_line_that_names_f
             "DIR/config.json: hidden_size 16 is no multiple of num_attention_heads 3",
         ),
         (
-            |tiny| tiny.config["hidden_act"] = json!("swish"),
-            "DIR/config.json: hidden_act \"swish\" is not supported; supported: gelu, gelu_new, gelu_pytorch_tanh, relu",
+            |tiny| tiny.config["hidden_act"] = json!("mish"),
+            "DIR/config.json: hidden_act \"mish\" is not supported; supported: gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish",
         ),
         (
             |tiny| tiny.config["num_hidden_layers"] = json!(3),

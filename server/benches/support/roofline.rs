@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 #[cfg(target_arch = "x86_64")]
 use embedding_server::kernels::cpu::{Cpu, InstructionSet};
 use embedding_server::model::Directory;
-use embedding_server::model::directory::Encoder;
 use tch::{Kind, Tensor};
 
 use super::machine;
@@ -34,11 +33,11 @@ pub(crate) struct Sizes {
 impl Sizes {
     /// Those of the model in `directory`.
     pub(crate) fn read(directory: &Path) -> anyhow::Result<Self> {
-        let Encoder::Bert(config) = Directory::read(directory)?.encoder;
+        let encoder = Directory::read(directory)?.encoder;
         Ok(Self {
-            hidden: config.hidden_size,
-            intermediate: config.intermediate_size,
-            layers: config.num_hidden_layers,
+            hidden: encoder.hidden_size,
+            intermediate: encoder.intermediate_size,
+            layers: encoder.layers,
         })
     }
 

@@ -24,6 +24,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
+use super::encoder::Encoder;
+use super::families;
 use super::pooling::Pooling;
 use crate::scores::{Classifier, Kind};
 use crate::space;
@@ -66,104 +68,6 @@ pub enum Error {
         /// What, and what would do.
         problem: String,
     },
-}
-
-/// BERT's hyper-parameters, by their names in `config.json`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-pub struct BertConfig {
-    /// Rows of the word embedding table.
-    pub vocab_size: i64,
-    /// Width of a token state.
-    pub hidden_size: i64,
-    /// Encoder layers.
-    pub num_hidden_layers: i64,
-    /// Attention heads; they divide `hidden_size`.
-    pub num_attention_heads: i64,
-    /// Width of the feed-forward's inner state.
-    pub intermediate_size: i64,
-    /// `gelu`, `gelu_new`, `gelu_pytorch_tanh` or `relu`.
-    #[serde(default = "default_activation")]
-    pub hidden_act: String,
-    /// Rows of the position embedding table.
-    pub max_position_embeddings: i64,
-    /// Rows of the segment embedding table.
-    #[serde(default = "default_type_vocab_size")]
-    pub type_vocab_size: i64,
-    /// Added to the variance in every `LayerNorm`.
-    #[serde(default = "default_layer_norm_eps")]
-    pub layer_norm_eps: f64,
-}
-
-/// The activation of BERT's feed-forward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HiddenAct {
-    /// GELU by the error function.
-    Gelu,
-    /// GELU by the tanh approximation.
-    GeluTanh,
-    /// max(0, x).
-    Relu,
-}
-
-impl BertConfig {
-    /// What `hidden_act`, which was checked, stands for.
-    pub fn activation(&self) -> HiddenAct {
-        match self.hidden_act.as_str() {
-            "relu" => HiddenAct::Relu,
-            "gelu_new" | "gelu_pytorch_tanh" => HiddenAct::GeluTanh,
-            _ => HiddenAct::Gelu,
-        }
-    }
-}
-
-fn default_activation() -> String {
-    "gelu".to_owned()
-}
-
-const fn default_type_vocab_size() -> i64 {
-    2
-}
-
-const fn default_layer_norm_eps() -> f64 {
-    1e-12
-}
-
-/// The encoder, by architecture.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Encoder {
-    /// BERT (Devlin et al., 2018): `MiniLM`, BGE (en), E5 (en), GTE (first), multi-qa …
-    Bert(BertConfig),
-}
-
-impl Encoder {
-    /// The architecture's name as `model_type` has it.
-    pub const fn architecture(&self) -> &'static str {
-        match self {
-            Self::Bert(_) => "bert",
-        }
-    }
-
-    /// Width of a token state.
-    pub const fn hidden_size(&self) -> i64 {
-        match self {
-            Self::Bert(config) => config.hidden_size,
-        }
-    }
-
-    /// What of the configuration the vectors depend on, besides the tensors and their shapes.
-    fn decides(&self) -> BTreeMap<String, String> {
-        let Self::Bert(config) = self;
-        [
-            ("model_type", "bert".to_owned()),
-            ("hidden_act", config.hidden_act.clone()),
-            ("layer_norm_eps", config.layer_norm_eps.to_string()),
-            ("num_attention_heads", config.num_attention_heads.to_string()),
-            ("num_hidden_layers", config.num_hidden_layers.to_string()),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
-    }
 }
 
 /// A linear module after pooling (`sentence_transformers.models.Dense`), or one of a classifier's head.
@@ -296,7 +200,7 @@ impl Directory {
             json_if_there(&path.join("config_sentence_transformers.json"))?.unwrap_or_default();
         let classifier = classifier::read(path)?;
         let (pooling, tail) = match &classifier {
-            Some(classifier) => classifier::modules(classifier, path, encoder.hidden_size()),
+            Some(classifier) => classifier::modules(classifier, path, encoder.hidden_size),
             None => read_modules(path, &encoder)?,
         };
         let matryoshka: MatryoshkaConfig = json_if_there(&path.join("config.json"))?.unwrap_or_default();
@@ -310,8 +214,7 @@ impl Directory {
                 ));
             }
         }
-        let Encoder::Bert(config) = &encoder;
-        let positions = usize::try_from(config.max_position_embeddings).unwrap_or(0);
+        let longest = encoder.longest().and_then(|tokens| usize::try_from(tokens).ok());
         let max_tokens = sentence_bert
             .max_seq_length
             .or_else(|| {
@@ -320,7 +223,10 @@ impl Directory {
                     .filter(|&n| n >= 1.0 && n < f64::from(u32::MAX))
                     .map(|n| n as usize)
             })
-            .map_or(positions, |n| n.min(positions));
+            .into_iter()
+            .chain(longest)
+            .min()
+            .unwrap_or(UNLIMITED);
         if max_tokens < 3 {
             return Err(unsupported(
                 &path.join("sentence_bert_config.json"),
@@ -361,7 +267,7 @@ impl Directory {
             Tail::Dense(dense) => Some(dense.out_features),
             Tail::Normalize => None,
         });
-        usize::try_from(width.unwrap_or_else(|| self.encoder.hidden_size())).unwrap_or(0)
+        usize::try_from(width.unwrap_or(self.encoder.hidden_size)).unwrap_or(0)
     }
 
     /// The fingerprint of what decides the space of vectors that are computed with `tensors`, but for
@@ -423,59 +329,13 @@ fn json_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
 }
 
 const MODULES: &str = "modules.json";
+/// The longest text of a model that has no limit of its own, where no file sets one: T5 was trained with 512.
+const UNLIMITED: usize = 512;
 const NOT_A_MODEL: &str = "is this the directory of a Hugging Face model?";
 
 fn read_encoder(path: &Path) -> Result<Encoder, Error> {
     let value: serde_json::Value = json(path, NOT_A_MODEL)?;
-    let model_type = value.get("model_type").and_then(|v| v.as_str()).unwrap_or("(none)");
-    if model_type != "bert" {
-        return Err(unsupported(
-            path,
-            format!("architecture \"{model_type}\" is not supported; supported: bert"),
-        ));
-    }
-    let position_type = value.get("position_embedding_type").and_then(|v| v.as_str());
-    if !matches!(position_type, None | Some("absolute")) {
-        return Err(unsupported(path, format!("position_embedding_type {position_type:?} is not supported")));
-    }
-    if value.get("is_decoder").and_then(serde_json::Value::as_bool) == Some(true) {
-        return Err(unsupported(path, "a BERT decoder (is_decoder: true) makes no embeddings".into()));
-    }
-    let config: BertConfig =
-        serde_json::from_value(value).map_err(|source| Error::Json { path: path.to_owned(), source })?;
-    let sizes = [
-        ("vocab_size", config.vocab_size, 1 << 24),
-        ("hidden_size", config.hidden_size, 1 << 16),
-        ("num_hidden_layers", config.num_hidden_layers, 1 << 10),
-        ("num_attention_heads", config.num_attention_heads, 1 << 10),
-        ("intermediate_size", config.intermediate_size, 1 << 18),
-        ("max_position_embeddings", config.max_position_embeddings, 1 << 20),
-        ("type_vocab_size", config.type_vocab_size, 1 << 10),
-    ];
-    for (name, size, limit) in sizes {
-        if !(1..=limit).contains(&size) {
-            return Err(unsupported(path, format!("{name} is {size}, outside 1..={limit}")));
-        }
-    }
-    if config.hidden_size % config.num_attention_heads != 0 {
-        return Err(unsupported(
-            path,
-            format!(
-                "hidden_size {} is no multiple of num_attention_heads {}",
-                config.hidden_size, config.num_attention_heads
-            ),
-        ));
-    }
-    if !matches!(config.hidden_act.as_str(), "gelu" | "gelu_new" | "gelu_pytorch_tanh" | "relu") {
-        return Err(unsupported(
-            path,
-            format!(
-                "hidden_act \"{}\" is not supported; supported: gelu, gelu_new, gelu_pytorch_tanh, relu",
-                config.hidden_act
-            ),
-        ));
-    }
-    Ok(Encoder::Bert(config))
+    families::read(&value).map_err(|problem| unsupported(path, problem))
 }
 
 fn read_modules(root: &Path, encoder: &Encoder) -> Result<(Pooling, Vec<Tail>), Error> {
@@ -486,7 +346,7 @@ fn read_modules(root: &Path, encoder: &Encoder) -> Result<(Pooling, Vec<Tail>), 
     };
     let mut pooling = None;
     let mut tail = Vec::new();
-    let mut width = encoder.hidden_size();
+    let mut width = encoder.hidden_size;
     for (index, module) in modules.iter().enumerate() {
         // Untrusted: a module's folder must lie inside the model's.
         let folder = Path::new(&module.path);

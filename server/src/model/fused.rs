@@ -1,4 +1,4 @@
-//! A BERT encoder (Devlin et al., 2018) of our own kernels, without `LibTorch`.
+//! BERT (Devlin et al., 2018) and encoders of its shape, of our own kernels, without `LibTorch`.
 //!
 //! The tokens of a few texts, [`CHUNK`] or a little less, go through the whole encoder together, so that what
 //! lies between two products stays in the L2 cache ([`crate::kernels::encoder`]). Here are its weights, the
@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::directory::{self, BertConfig, HiddenAct};
+use super::encoder::{self, Affine, Biases, Distances, HiddenAct, Learned, NormKind, Order};
 use super::tail::Tail;
 use super::weights::Weights;
 use super::{Directory, Error, Model, Spare, Text, TokenBatch};
@@ -33,11 +33,28 @@ const CHUNK: usize = 512;
 
 /// Whether the kernels fit the encoder; the error is a fragment that says what does not.
 pub(super) fn fits(directory: &Directory) -> Result<(), String> {
-    let directory::Encoder::Bert(config) = &directory.encoder;
-    let (hidden, heads) = (config.hidden_size as usize, config.num_attention_heads as usize);
-    let size = hidden / heads;
+    let encoder = &directory.encoder;
+    let size = encoder.heads.size as usize;
     if !Heads::SIZES.contains(&size) {
         return Err(format!("its attention heads are {size} wide, and the kernels know {:?}", Heads::SIZES));
+    }
+    let norm = encoder.norm;
+    for (is_other, what) in [
+        (encoder.order != Order::Post || norm.kind != NormKind::Layer || !norm.bias, "norms"),
+        (encoder.gated || activation(encoder).is_none(), "feed-forward"),
+        (encoder.biases != Biases::ALL, "linear layers without biases"),
+        (encoder.bias.is_some() || encoder.learned.is_none(), "positions"),
+        (encoder.distances.iter().any(|layer| *layer != Distances::default()), "positions"),
+        (encoder.heads.key_value != encoder.heads.query, "attention heads"),
+        (encoder.query_width() != encoder.hidden_size, "attention heads"),
+        (encoder.causal || encoder.query_key_norm.is_some() || encoder.score_scale.is_some(), "attention"),
+        (encoder.embedding_size != encoder.hidden_size || encoder.embedding_scale.is_some(), "embeddings"),
+        (!encoder.embedding_norm, "embeddings"),
+        (encoder.shared_layer, "layers that share their weights"),
+    ] {
+        if is_other {
+            return Err(format!("its {what} are not BERT's, which the kernels are written for"));
+        }
     }
     Ok(())
 }
@@ -55,34 +72,37 @@ pub(super) fn load(
     }
 }
 
-/// The linear layers of these names (each with its width), one under the other, `depth` deep.
-fn linear<T: Element>(weights: &Weights, parts: &[(String, i64)], depth: i64) -> Result<Linear<T>, Error> {
-    let (mut weight, mut bias) = (Vec::new(), Vec::new());
-    for (name, columns) in parts {
-        weight.extend(weights.values(&format!("{name}.weight"), &[*columns, depth])?);
-        bias.extend(weights.values(&format!("{name}.bias"), &[*columns])?);
+/// The kernels' activation of the feed-forward, if they have it.
+const fn activation(encoder: &encoder::Encoder) -> Option<Activation> {
+    match encoder.activation {
+        HiddenAct::Gelu => Some(Activation::Gelu),
+        HiddenAct::GeluTanh => Some(Activation::GeluTanh),
+        HiddenAct::Relu => Some(Activation::Relu),
+        HiddenAct::Silu => None,
     }
-    Ok(Linear::new(&weight, bias, depth as usize))
 }
 
-fn layer_norm(weights: &Weights, name: &str, config: &BertConfig) -> Result<LayerNorm, Error> {
-    let [weight, bias] = weights.layer_norm(name, config.hidden_size)?;
-    Ok(LayerNorm { weight, bias, eps: config.layer_norm_eps as f32 })
+fn linear<T: Element>(weights: &Weights, parts: &[Affine]) -> Result<Linear<T>, Error> {
+    let (weight, bias) = weights.affine(parts)?;
+    let depth = weight.len() / bias.len();
+    Ok(Linear::new(&weight, bias, depth))
 }
 
-fn layer<T: Element>(weights: &Weights, index: i64, config: &BertConfig) -> Result<Layer<T>, Error> {
-    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let name = |part: &str| format!("encoder.layer.{index}.{part}");
-    let one = |part: &str, columns| [(name(part), columns)];
-    let query_key_value =
-        ["query", "key", "value"].map(|part| (name(&format!("attention.self.{part}")), hidden));
+fn layer_norm(weights: &Weights, name: &str, encoder: &encoder::Encoder) -> Result<LayerNorm, Error> {
+    let [weight, bias] = weights.norm(name, encoder.hidden_size, &encoder.norm)?;
+    Ok(LayerNorm { weight, bias, eps: encoder.norm.eps as f32 })
+}
+
+fn layer<T: Element>(weights: &Weights, index: i64, encoder: &encoder::Encoder) -> Result<Layer<T>, Error> {
+    let [attention, _, feed_forward, _] = encoder.layer_norms(index);
+    let norm = |name: Option<String>| layer_norm(weights, &name.unwrap_or_default(), encoder);
     Ok(Layer {
-        query_key_value: linear(weights, &query_key_value, hidden)?,
-        attention_output: linear(weights, &one("attention.output.dense", hidden), hidden)?,
-        attention_norm: layer_norm(weights, &name("attention.output.LayerNorm"), config)?,
-        up: linear(weights, &one("intermediate.dense", inner), hidden)?,
-        down: linear(weights, &one("output.dense", hidden), inner)?,
-        output_norm: layer_norm(weights, &name("output.LayerNorm"), config)?,
+        query_key_value: linear(weights, &encoder.query_key_value(index))?,
+        attention_output: linear(weights, &[encoder.attention_output(index)])?,
+        attention_norm: norm(attention)?,
+        up: linear(weights, &encoder.up(index))?,
+        down: linear(weights, &[encoder.down(index)])?,
+        output_norm: norm(feed_forward)?,
     })
 }
 
@@ -93,6 +113,8 @@ struct Shared<K: MicroKernel> {
     words: Vec<f32>,
     /// `[positions, hidden]`, with the embedding of segment 0 added: a lone text is all segment 0.
     positions: Vec<f32>,
+    /// Which of them a token has.
+    learned: Learned,
     /// `[hidden]`: what the second text of a pair has added.
     second_segment: Vec<f32>,
     encoder: Encoder<K>,
@@ -116,38 +138,31 @@ impl<K: MicroKernel> Bert<K> {
         let isa =
             Isa::<K>::detect().ok_or_else(|| Error::Unavailable(format!("this CPU has no {}", K::SET)))?;
         fits(directory).map_err(Error::Unavailable)?;
-        let directory::Encoder::Bert(config) = &directory.encoder;
-        let weights = Weights::open(&directory.path)?
-            .with_prefix_of("embeddings.word_embeddings.weight", &["", "bert."]);
-        let hidden = config.hidden_size as usize;
-        let table = |name: &str, rows: i64| {
-            weights.values(&format!("embeddings.{name}.weight"), &[rows, config.hidden_size])
-        };
-        let segments = table("token_type_embeddings", config.type_vocab_size)?;
+        let encoder = &directory.encoder;
+        let weights = Weights::open(&directory.path)?.of(encoder);
+        let hidden = encoder.hidden_size as usize;
+        let mut tables = encoder.tables().into_iter().map(|table| weights.table(&table));
+        let mut next = || tables.next().unwrap_or_else(|| Ok(vec![0.0; hidden]));
+        // In this order ([`fits`]): the table of segments may be missing, which is as if it were zeros.
+        let (words, mut positions, segments) = (next()?, next()?, next()?);
         let first = &segments[..hidden];
         let second = row_of(&segments, 1, hidden).unwrap_or(first);
-        let mut positions = table("position_embeddings", config.max_position_embeddings)?;
         for position in positions.chunks_exact_mut(hidden) {
             add(position, first);
         }
+        let learned = encoder.learned.ok_or_else(|| Error::Unavailable("it has no positions".into()))?;
         let (tail, of_tail) = Tail::read(directory)?;
-        let heads = Heads {
-            count: config.num_attention_heads as usize,
-            size: hidden / config.num_attention_heads as usize,
-        };
-        let activation = match config.activation() {
-            HiddenAct::Gelu => Activation::Gelu,
-            HiddenAct::GeluTanh => Activation::GeluTanh,
-            HiddenAct::Relu => Activation::Relu,
-        };
-        let layers = (0..config.num_hidden_layers)
-            .map(|index| layer(&weights, index, config))
-            .collect::<Result<_, _>>()?;
-        let norm = layer_norm(&weights, "embeddings.LayerNorm", config)?;
+        let heads = Heads { count: encoder.heads.query as usize, size: encoder.heads.size as usize };
+        let layers =
+            (0..encoder.layers).map(|index| layer(&weights, index, encoder)).collect::<Result<_, _>>()?;
+        let norm = layer_norm(&weights, encoder.names.embedding_norm, encoder)?;
+        let activation =
+            activation(encoder).ok_or_else(|| Error::Unavailable("it has another activation".into()))?;
         let shared = Shared {
-            words: table("word_embeddings", config.vocab_size)?,
-            positions,
             second_segment: second.iter().zip(first).map(|(second, first)| second - first).collect(),
+            words,
+            positions,
+            learned,
             encoder: Encoder::new(isa, norm, layers, heads, activation),
             tail,
             crew: Crew::default(),
@@ -173,8 +188,11 @@ impl<K: MicroKernel> Bert<K> {
         shared.encoder.forward(&lengths, workspace, (&shared.crew, spare), |state| {
             let mut rows = state.chunks_exact_mut(shared.encoder.hidden());
             for text in texts {
-                for ((position, &id), row) in text.ids.iter().enumerate().zip(&mut rows) {
-                    shared.embed(id, position, position >= text.second, row)?;
+                let positions = shared.learned.of_text(text.ids);
+                for (((place, &id), position), row) in
+                    text.ids.iter().enumerate().zip(positions).zip(&mut rows)
+                {
+                    shared.embed(id, position, place >= text.second, row)?;
                 }
             }
             Ok(())
@@ -184,12 +202,13 @@ impl<K: MicroKernel> Bert<K> {
 
 impl<K: MicroKernel> Shared<K> {
     /// Writes the embedding of a token into `row` `[hidden]`.
-    fn embed(&self, id: i64, position: usize, second: bool, row: &mut [f32]) -> Result<(), Error> {
+    fn embed(&self, id: i64, position: i64, second: bool, row: &mut [f32]) -> Result<(), Error> {
         let missing = |what: &str| Error::Tokens(format!("{what} is not in the model's table"));
         let hidden = self.encoder.hidden();
-        let word = usize::try_from(id).ok().and_then(|id| row_of(&self.words, id, hidden));
+        let row_at = |table, index: i64| usize::try_from(index).ok().and_then(|at| row_of(table, at, hidden));
+        let word = row_at(self.words.as_slice(), id);
         row.copy_from_slice(word.ok_or_else(|| missing(&format!("token id {id}")))?);
-        let place = row_of(&self.positions, position, hidden);
+        let place = row_at(&self.positions, position);
         add(row, place.ok_or_else(|| missing(&format!("position {position}")))?);
         if second {
             add(row, &self.second_segment);

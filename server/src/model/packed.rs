@@ -1,10 +1,14 @@
 //! Our padding-free forward on `LibTorch`.
 //!
 //! The tokens of all texts of a batch lie one after the other in `[tokens, hidden]`:
-//! linears and `LayerNorm` do not care where a text ends, and attention runs once
+//! linears and norms do not care where a text ends, and attention runs once
 //! for each run of texts of equal length. Linears are oneDNN-prepacked, with GELU
 //! and the residual fused.
+//!
+//! It computes whatever an [`Encoder`](super::encoder::Encoder) describes.
 
-mod bert;
+mod distances;
+mod encoder;
+mod norm;
 
-pub(super) use bert::Bert;
+pub(super) use encoder::Packed;

@@ -6,7 +6,6 @@
 use rust_bert::bert::{BertConfig, BertEmbeddings, BertModel};
 use tch::{Device, TchError, Tensor, nn};
 
-use super::directory::Encoder;
 use super::tail::tensors::{Tail, values};
 use super::weights::Weights;
 use super::{Directory, Error, Model, TokenBatch};
@@ -26,13 +25,20 @@ pub(super) struct Bert {
 impl Bert {
     /// Loads the encoder and its tail for the CPU; with the tensors that were read.
     pub(super) fn load(directory: &Directory) -> Result<(Self, Vec<space::Tensor>), Error> {
-        let Encoder::Bert(config) = &directory.encoder;
+        let encoder = &directory.encoder;
         let path = directory.path.join("config.json");
-        if (config.layer_norm_eps - LAYER_NORM_EPS).abs() > f64::EPSILON * LAYER_NORM_EPS {
+        if encoder.architecture != "bert" {
+            return Err(Error::Unavailable(format!(
+                "{}: \"{}\" is none of the architectures that rust_bert serves here: bert; use --implementation packed",
+                path.display(),
+                encoder.architecture
+            )));
+        }
+        if (encoder.norm.eps - LAYER_NORM_EPS).abs() > f64::EPSILON * LAYER_NORM_EPS {
             return Err(Error::Unavailable(format!(
                 "{}: layer_norm_eps is {:e}, and rust-bert knows only {LAYER_NORM_EPS:e}; use --implementation packed",
                 path.display(),
-                config.layer_norm_eps
+                encoder.norm.eps
             )));
         }
         // Through JSON, because the crate's activation type is private to it.
@@ -40,8 +46,7 @@ impl Bert {
             std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).ok_or_else(
                 || Error::RustBert(format!("{} is not a configuration it accepts", path.display())),
             )?;
-        let weights = Weights::open(&directory.path)?
-            .with_prefix_of("embeddings.word_embeddings.weight", &["", "bert."]);
+        let weights = Weights::open(&directory.path)?.of(encoder);
         check_shapes(&weights, &config)?;
         let (model, mut variables) = build(&config);
         for (name, mut variable) in variables.variables() {

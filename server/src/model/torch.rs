@@ -9,6 +9,8 @@ use std::ffi::{CStr, c_char};
 use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
+use super::encoder::Heads;
+
 unsafe extern "C" {
     fn embedding_prepack_linear(weight: *const C_tensor, rows: i64, out: *mut *mut C_tensor) -> *mut c_char;
     fn embedding_linear(
@@ -23,7 +25,7 @@ unsafe extern "C" {
         qkv: *const C_tensor,
         lengths: *const i64,
         count: i64,
-        heads: i64,
+        how: *const RawAttention,
         out: *mut *mut C_tensor,
     ) -> *mut c_char;
     fn embedding_segment_reduce(
@@ -160,27 +162,82 @@ impl Clone for Linear {
     }
 }
 
+/// As `embedding_attention` in `bridge.h`.
+#[repr(C)]
+struct RawAttention {
+    heads: i64,
+    key_value_heads: i64,
+    head_size: i64,
+    scale: f64,
+    causal: i64,
+    reach: i64,
+    bias: *const C_tensor,
+}
+
+/// How attention is computed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attention<'a> {
+    /// Its heads.
+    pub(crate) heads: Heads,
+    /// What scores are multiplied with, where it is not one over the root of a head's width.
+    pub(crate) scale: Option<f64>,
+    /// Whether a token sees only itself and those before it.
+    pub(crate) causal: bool,
+    /// The greatest distance at which tokens see each other.
+    pub(crate) reach: Option<i64>,
+    /// `[heads, 2 × longest − 1]`, f32: what is added to a score, by how far its key is ahead of its query, from
+    /// `1 − longest` on. No text is longer.
+    pub(crate) bias: Option<&'a Tensor>,
+}
+
 /// Self-attention over texts that lie one after the other, without padding.
 ///
-/// `qkv` is `[rows, 3 × hidden]` (query, key, value of all heads); text *i* owns
+/// `qkv` is `[rows, (query + 2 × key_value) × size]`: the heads of queries, of keys, of values; text *i* owns
 /// `lengths[i]` rows, in order; rows after the last text are ignored and come out
-/// as zeros. Result: `[rows, hidden]`. Texts of equal length that lie side by
+/// as zeros. Result: `[rows, query × size]`. Texts of equal length that lie side by
 /// side share one call of LibTorch's flash attention, so sort by length.
-/// Softmax(QKᵀ/√d)V as in Vaswani et al., 2017.
-pub(crate) fn packed_attention(qkv: &Tensor, lengths: &[i64], heads: i64) -> Result<Tensor, TchError> {
+/// `Softmax(scale · QKᵀ + bias)V`, as in Vaswani et al., 2017.
+pub(crate) fn packed_attention(
+    qkv: &Tensor,
+    lengths: &[i64],
+    attention: &Attention<'_>,
+) -> Result<Tensor, TchError> {
     let (rows, columns) = qkv.size2()?;
     let total: i64 = lengths.iter().sum();
-    if lengths.iter().any(|&length| length < 1) || total > rows || heads < 1 || columns % (3 * heads) != 0 {
+    let Heads { query, key_value, size } = attention.heads;
+    let longest = lengths.iter().copied().max().unwrap_or(1);
+    let fits = query > 0 && key_value > 0 && query % key_value == 0;
+    let bias_fits = attention.bias.is_none_or(|bias| {
+        bias.size2().is_ok_and(|(heads, distances)| {
+            heads == query && distances >= 2 * longest - 1 && distances % 2 == 1
+        })
+    });
+    if lengths.iter().any(|&length| length < 1)
+        || total > rows
+        || !fits
+        || !bias_fits
+        || columns != (query + 2 * key_value) * size
+    {
         return Err(TchError::Shape(format!(
-            "attention over {total} tokens in {} texts with {heads} heads got qkv {:?}",
+            "attention over {total} tokens in {} texts with {:?} got qkv {:?}",
             lengths.len(),
+            attention.heads,
             qkv.size()
         )));
     }
+    let how = RawAttention {
+        heads: query,
+        key_value_heads: key_value,
+        head_size: size,
+        scale: attention.scale.unwrap_or_else(|| 1.0 / (size as f64).sqrt()),
+        causal: i64::from(attention.causal),
+        reach: attention.reach.unwrap_or(-1),
+        bias: attention.bias.map_or(std::ptr::null(), Tensor::as_ptr),
+    };
     // SAFETY: pointers are valid for the call, `lengths` has `lengths.len()`
-    // elements, and the rows that the lengths claim exist.
+    // elements, the rows that the lengths claim exist, and the bias has all distances in them.
     result(|out| unsafe {
-        embedding_packed_attention(qkv.as_ptr(), lengths.as_ptr(), lengths.len() as i64, heads, out)
+        embedding_packed_attention(qkv.as_ptr(), lengths.as_ptr(), lengths.len() as i64, &raw const how, out)
     })
 }
 

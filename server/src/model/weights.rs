@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::digests::Digests;
+use super::encoder::{Affine, Encoder, Names, Norm, NormKind};
 use crate::space;
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -209,13 +210,65 @@ impl Weights {
         names.iter().map(hash).collect()
     }
 
-    /// Names are looked up under the first of `prefixes` under which `probe`
-    /// exists: the same encoder is published with and without its class's prefix.
+    /// Names are looked up as this encoder's: under the first of its prefixes under which its table of token
+    /// ids is. The same encoder is published with and without its class's prefix.
     #[must_use]
-    pub fn with_prefix_of(mut self, probe: &str, prefixes: &[&str]) -> Self {
-        let found = prefixes.iter().find(|prefix| self.places.contains_key(&format!("{prefix}{probe}")));
+    pub fn of(mut self, encoder: &Encoder) -> Self {
+        let Names { prefixes, words, .. } = encoder.names;
+        let is_there = |prefix: &&&str| {
+            words.iter().any(|words| self.places.contains_key(&format!("{prefix}{words}.weight")))
+        };
+        let found = prefixes.iter().find(is_there);
         self.prefix = found.copied().unwrap_or_default().to_owned();
         self
+    }
+
+    /// The first of these names that there is, or the first.
+    pub(super) fn first_of(&self, names: &[String]) -> String {
+        names.iter().find(|name| self.contains(name)).or(names.first()).cloned().unwrap_or_default()
+    }
+
+    /// One of an encoder's tables ([`Encoder::tables`]), row by row.
+    pub(super) fn table(&self, (names, shape): &(Vec<String>, [i64; 2])) -> Result<Vec<f32>, Error> {
+        self.values(&self.first_of(names), shape)
+    }
+
+    /// Linear layers as one: the weight `[out, in]` of all of them, one under the other, and their biases
+    /// `[out]`, which are zeros where there are none.
+    pub(super) fn affine(&self, parts: &[Affine]) -> Result<(Vec<f32>, Vec<f32>), Error> {
+        let (mut weight, mut bias) = (Vec::new(), Vec::new());
+        for part in parts {
+            let Affine { name, out_features, in_features, .. } = part;
+            let mut own = self.values(&format!("{name}.weight"), &[*out_features, *in_features])?;
+            let mut own_bias = if part.bias {
+                self.values(&format!("{name}.bias"), &[*out_features])?
+            } else {
+                vec![0.0; *out_features as usize]
+            };
+            if part.swapped {
+                for values in [&mut own, &mut own_bias] {
+                    let half = values.len() / 2;
+                    values.rotate_left(half);
+                }
+            }
+            weight.append(&mut own);
+            bias.append(&mut own_bias);
+        }
+        Ok((weight, bias))
+    }
+
+    /// The weight and the bias of a norm; the bias is zeros where it has none.
+    pub(super) fn norm(&self, name: &str, width: i64, norm: &Norm) -> Result<[Vec<f32>; 2], Error> {
+        if norm.bias {
+            return self.layer_norm(name, width);
+        }
+        let mut weight = self.values(&format!("{name}.weight"), &[width])?;
+        if norm.kind == NormKind::RmsPlusOne {
+            for weight in &mut weight {
+                *weight += 1.0;
+            }
+        }
+        Ok([weight, vec![0.0; width as usize]])
     }
 
     /// Whether there is a tensor of that name.

@@ -1,0 +1,374 @@
+//! Any encoder that an [`Encoder`] describes, on `LibTorch`.
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use super::distances::{Rotation, added};
+use super::norm::Norm;
+use crate::model::encoder::{Affine, Distances, Encoder, HiddenAct, Order, QueryKeyNorm};
+use crate::model::tail::tensors::{Tail, values};
+use crate::model::torch::{Activation, Attention, Linear, packed_attention};
+use crate::model::weights::Weights;
+use crate::model::{Directory, Dtype, Error, Model, TokenBatch};
+use crate::space;
+
+/// The row count that the weights' layout is tuned for: about one batch.
+const TUNED_ROWS: i64 = 512;
+
+/// `[rows, in]` → `[rows, out]`, of several layers of the file.
+fn linear(weights: &Weights, parts: &[Affine], kind: Kind) -> Result<Linear, Error> {
+    let (weight, bias) = weights.affine(parts)?;
+    let out_features = bias.len() as i64;
+    let weight = Tensor::f_from_slice(&weight)?.f_view([out_features, -1])?;
+    Ok(Linear::prepack(&weight.f_to_kind(kind)?, &Tensor::f_from_slice(&bias)?.f_to_kind(kind)?, TUNED_ROWS)?)
+}
+
+/// The dtype of the sums that layers add to. Where they are normalised before they are used, and not after each
+/// step, they grow from layer to layer, and bfloat16 would lose what a layer adds.
+fn sum_kind(encoder: &Encoder, kind: Kind) -> Kind {
+    if encoder.order == Order::Post { kind } else { Kind::Float }
+}
+
+#[derive(Debug)]
+struct Layer {
+    query_key_value: Linear,
+    query_key_norms: Option<[Norm; 2]>,
+    attention_output: Linear,
+    up: Linear,
+    down: Linear,
+    /// As [`Encoder::layer_norms`] has them.
+    norms: [Option<Norm>; 4],
+}
+
+impl Layer {
+    fn load(weights: &Weights, index: i64, encoder: &Encoder, kind: Kind) -> Result<Self, Error> {
+        let norm = |name: &str, width| Norm::load(weights, name, width, &encoder.norm, kind);
+        let sum = sum_kind(encoder, kind);
+        let of_sum = |name: &str| Norm::load(weights, name, encoder.hidden_size, &encoder.norm, sum);
+        let [a, b, c, d] = encoder.layer_norms(index).map(|name| name.map(|name| of_sum(&name)).transpose());
+        let query_key_norms = match encoder.query_key_norms(index) {
+            Some([(query, wide), (key, narrow)]) => Some([norm(&query, wide)?, norm(&key, narrow)?]),
+            None => None,
+        };
+        Ok(Self {
+            query_key_value: linear(weights, &encoder.query_key_value(index), kind)?,
+            query_key_norms,
+            attention_output: linear(weights, &[encoder.attention_output(index)], kind)?,
+            up: linear(weights, &encoder.up(index), kind)?,
+            down: linear(weights, &[encoder.down(index)], kind)?,
+            norms: [a?, b?, c?, d?],
+        })
+    }
+
+    fn share(&self) -> Self {
+        let share = |norm: &Option<Norm>| norm.as_ref().map(Norm::share);
+        let [a, b, c, d] = &self.norms;
+        Self {
+            query_key_value: self.query_key_value.clone(),
+            query_key_norms: self.query_key_norms.as_ref().map(|[query, key]| [query.share(), key.share()]),
+            attention_output: self.attention_output.clone(),
+            up: self.up.clone(),
+            down: self.down.clone(),
+            norms: [share(a), share(b), share(c), share(d)],
+        }
+    }
+}
+
+/// What the layers of one forward need besides the states.
+struct Batch<'a> {
+    lengths: &'a [i64],
+    /// What is added to scores of attention.
+    added: Option<Tensor>,
+    /// The rotations that some layer asks for, with what it asks for.
+    rotations: Vec<(Distances, Rotation)>,
+}
+
+/// An encoder with its tail.
+#[derive(Debug)]
+pub(in crate::model) struct Packed {
+    encoder: Encoder,
+    /// `[vocabulary, embedding]`, f32, scaled as the encoder says.
+    words: Tensor,
+    /// `[positions, embedding]`, f32; where there are none, one row of zeros that all positions share. The embedding
+    /// of segment 0 is added: a lone text is all segment 0.
+    positions: Tensor,
+    /// `[2, embedding]`, f32: what segment 1 adds, being in the second row, where a pair's second
+    /// text is; zeros where the model has one segment.
+    second_segment: Tensor,
+    /// `[classes, heads]`, f32.
+    buckets: Option<Tensor>,
+    embedding_norm: Option<Norm>,
+    projection: Option<Linear>,
+    /// One where all share it.
+    layers: Vec<Layer>,
+    final_norm: Option<Norm>,
+    tail: Tail,
+    kind: Kind,
+}
+
+impl Packed {
+    /// Loads the encoder and its tail for the CPU; with the tensors that were read.
+    pub(in crate::model) fn load(
+        directory: &Directory,
+        dtype: Dtype,
+    ) -> Result<(Self, Vec<space::Tensor>), Error> {
+        let encoder = &directory.encoder;
+        let kind = match dtype {
+            Dtype::Float32 => Kind::Float,
+            Dtype::BFloat16 => Kind::BFloat16,
+        };
+        let weights = Weights::open(&directory.path)?.of(encoder);
+        let mut tables = encoder.tables().into_iter().map(|table| -> Result<Tensor, Error> {
+            Ok(Tensor::f_from_slice(&weights.table(&table)?)?.f_view(table.1)?)
+        });
+        // In the order of [`Encoder::tables`].
+        let mut next = |is_there: bool| if is_there { tables.next().transpose() } else { Ok(None) };
+        let words = next(true)?.ok_or_else(|| Error::Unavailable("the encoder has no words".into()))?;
+        let positions = next(encoder.learned.is_some())?;
+        let segments = next(encoder.segments > 0)?;
+        let buckets = next(true)?;
+        let none = || Tensor::f_zeros([1, encoder.embedding_size], (Kind::Float, Device::Cpu));
+        let segments = segments.map_or_else(none, Ok)?;
+        let positions = positions.map_or_else(none, Ok)?;
+        let first = segments.f_get(0)?;
+        let second = segments.f_get((segments.size()[0] - 1).min(1))?;
+        let (tail, of_tail) = Tail::load(directory, Device::Cpu)?;
+        let norm = |name: &str, width, kind| Norm::load(&weights, name, width, &encoder.norm, kind);
+        let names = &encoder.names;
+        let model = Self {
+            words: match encoder.embedding_scale {
+                Some(scale) => words.f_mul_scalar(scale)?,
+                None => words,
+            },
+            positions: positions.f_add(&first)?,
+            second_segment: Tensor::f_stack(&[first.f_zeros_like()?, second.f_sub(&first)?], 0)?,
+            buckets,
+            embedding_norm: encoder
+                .embedding_norm
+                .then(|| norm(names.embedding_norm, encoder.embedding_size, Kind::Float))
+                .transpose()?,
+            projection: encoder.projection().map(|affine| linear(&weights, &[affine], kind)).transpose()?,
+            layers: encoder
+                .own_layers()
+                .map(|index| Layer::load(&weights, index, encoder, kind))
+                .collect::<Result<_, _>>()?,
+            final_norm: Some(names.final_norm)
+                .filter(|name| !name.is_empty())
+                .map(|name| norm(name, encoder.hidden_size, sum_kind(encoder, kind)))
+                .transpose()?,
+            tail,
+            kind,
+            encoder: encoder.clone(),
+        };
+        let mut read = weights.into_read();
+        read.extend(of_tail);
+        Ok((model, read))
+    }
+
+    /// The states of the batch's tokens, and of a few rows more: `[rows, hidden]`.
+    fn encode(&self, batch: &TokenBatch) -> Result<Tensor, TchError> {
+        let lengths = batch.lengths();
+        let mut ids = batch.ids().to_vec();
+        // oneDNN compiles a kernel for each row count it meets: a few padding rows
+        // keep their number small. They are no text's, so nothing sees them.
+        let rows = padded_rows(ids.len());
+        let of_text = |places: &mut Vec<i64>| {
+            places.resize(rows, 0);
+            Tensor::f_from_slice(places)
+        };
+        let mut places: Vec<i64> = lengths.iter().flat_map(|&length| 0..length).collect();
+        let mut positions: Vec<i64> = match self.encoder.learned {
+            Some(learned) => batch.texts().flat_map(|text| learned.of_text(text.ids)).collect(),
+            None => vec![0; ids.len()],
+        };
+
+        let words = self.words.f_index_select(0, &of_text(&mut ids)?)?;
+        let mut embedded = words.f_add(&self.positions.f_index_select(0, &of_text(&mut positions)?)?)?;
+        if let Some(mut segments) = batch.segments() {
+            embedded = embedded.f_add(&self.second_segment.f_index_select(0, &of_text(&mut segments)?)?)?;
+        }
+        if let Some(norm) = &self.embedding_norm {
+            embedded = norm.forward(&embedded)?;
+        }
+        let x = match &self.projection {
+            Some(projection) => projection.forward(&embedded.f_to_kind(self.kind)?, Activation::Identity)?,
+            None => embedded,
+        };
+        let mut x = x.f_to_kind(sum_kind(&self.encoder, self.kind))?;
+        let longest = lengths.iter().copied().max().unwrap_or(1);
+        let added = match self.encoder.bias {
+            Some(bias) => added(bias, self.encoder.heads, longest, self.buckets.as_ref())?,
+            None => None,
+        };
+        let places = of_text(&mut places)?;
+        let mut around = Batch { lengths, added, rotations: Vec::new() };
+        for index in 0..self.encoder.layers as usize {
+            let distances = self.encoder.distances.get(index).copied().unwrap_or_default();
+            if let Some(rope) = distances.rope
+                && !around.rotations.iter().any(|(of, _)| *of == distances)
+            {
+                let rotation = Rotation::new(rope, self.encoder.heads.size, &places)?;
+                around.rotations.push((distances, rotation));
+            }
+            let layer = self.layers.get(index).or_else(|| self.layers.first());
+            if let Some(layer) = layer {
+                x = self.layer(layer, &x, distances, &around)?;
+            }
+        }
+        match &self.final_norm {
+            Some(norm) => norm.forward(&x),
+            None => Ok(x),
+        }
+    }
+
+    /// Token states `[rows, hidden]` → the same, one layer on.
+    fn layer(
+        &self,
+        layer: &Layer,
+        x: &Tensor,
+        distances: Distances,
+        batch: &Batch<'_>,
+    ) -> Result<Tensor, TchError> {
+        let [attention_norm, attention_output_norm, feed_forward_norm, feed_forward_output_norm] =
+            &layer.norms;
+        let normed = |norm: &Option<Norm>, x: &Tensor| match norm {
+            Some(norm) => norm.forward(x),
+            None => Ok(x.shallow_clone()),
+        };
+        // The residual sum, and the norms around it.
+        let add =
+            |output: &Linear, y: &Tensor, x: &Tensor, after: &Option<Norm>, own: &Option<Norm>| match self
+                .encoder
+                .order
+            {
+                Order::Post => normed(after, &output.forward_add(y, x)?),
+                Order::Pre if self.kind == x.kind() => output.forward_add(y, x),
+                Order::Pre => output.forward(y, Activation::Identity)?.f_add(x),
+                Order::Sandwich => {
+                    let y = output.forward(y, Activation::Identity)?.f_to_kind(x.kind())?;
+                    normed(own, &y)?.f_add(x)
+                }
+            };
+        let before = |norm: &Option<Norm>, x: &Tensor| match self.encoder.order {
+            Order::Post => Ok(x.shallow_clone()),
+            Order::Pre | Order::Sandwich => normed(norm, x)?.f_to_kind(self.kind),
+        };
+        let context = self.attention(layer, &before(attention_norm, x)?, distances, batch)?;
+        let x = add(&layer.attention_output, &context, x, attention_norm, attention_output_norm)?;
+        let inner = self.inner(layer, &before(feed_forward_norm, &x)?)?;
+        add(&layer.down, &inner, &x, feed_forward_norm, feed_forward_output_norm)
+    }
+
+    /// The feed-forward's inner state: `[rows, hidden]` → `[rows, intermediate]`.
+    fn inner(&self, layer: &Layer, x: &Tensor) -> Result<Tensor, TchError> {
+        let activation = self.encoder.activation;
+        let fused = match activation {
+            HiddenAct::Gelu => Some(Activation::Gelu),
+            HiddenAct::GeluTanh => Some(Activation::GeluTanh),
+            HiddenAct::Relu => Some(Activation::Relu),
+            HiddenAct::Silu => None,
+        };
+        if let Some(fused) = fused.filter(|_| !self.encoder.gated) {
+            return layer.up.forward(x, fused);
+        }
+        let activated = |y: &Tensor| match activation {
+            HiddenAct::Gelu => y.f_gelu("none"),
+            HiddenAct::GeluTanh => y.f_gelu("tanh"),
+            HiddenAct::Relu => y.f_relu(),
+            HiddenAct::Silu => y.f_silu(),
+        };
+        let y = layer.up.forward(x, Activation::Identity)?;
+        if !self.encoder.gated {
+            return activated(&y);
+        }
+        let inner = self.encoder.intermediate_size;
+        activated(&y.f_narrow(1, 0, inner)?)?.f_mul(&y.f_narrow(1, inner, inner)?)
+    }
+
+    /// `[rows, hidden]` → `[rows, heads × size]`: what each token takes over from those that it sees.
+    fn attention(
+        &self,
+        layer: &Layer,
+        x: &Tensor,
+        distances: Distances,
+        batch: &Batch<'_>,
+    ) -> Result<Tensor, TchError> {
+        let encoder = &self.encoder;
+        let mut qkv = layer.query_key_value.forward(x, Activation::Identity)?;
+        let (wide, narrow) = (encoder.query_width(), encoder.key_value_width());
+        let rotation = batch.rotations.iter().find(|(of, _)| *of == distances).map(|(_, rotation)| rotation);
+        if layer.query_key_norms.is_some() || rotation.is_some() {
+            let turn = |place: usize, from: i64, width: i64| -> Result<Tensor, TchError> {
+                let mut part = qkv.f_narrow(1, from, width)?;
+                let whole = encoder.query_key_norm == Some(QueryKeyNorm::Whole);
+                let heads = [-1, width / encoder.heads.size, encoder.heads.size];
+                if let Some(norms) = &layer.query_key_norms {
+                    let norm = &norms[place];
+                    part = if whole { norm.forward(&part)? } else { norm.forward(&part.f_reshape(heads)?)? };
+                }
+                if let Some(rotation) = rotation {
+                    part = rotation.rotate(&part.f_reshape(heads)?)?;
+                }
+                part.f_reshape([-1, width])
+            };
+            let (query, key) = (turn(0, 0, wide)?, turn(1, wide, narrow)?);
+            qkv = Tensor::f_cat(&[query, key, qkv.f_narrow(1, wide + narrow, narrow)?], 1)?;
+        }
+        let how = Attention {
+            heads: encoder.heads,
+            scale: encoder.score_scale,
+            causal: encoder.causal,
+            reach: distances.reach,
+            bias: batch.added.as_ref(),
+        };
+        packed_attention(&qkv, batch.lengths, &how)
+    }
+}
+
+/// The next row count of a coarse ladder: at most an eighth more than `tokens`.
+fn padded_rows(tokens: usize) -> usize {
+    let step = (tokens.next_power_of_two() / 16).max(4);
+    tokens.next_multiple_of(step)
+}
+
+impl Model for Packed {
+    fn embed(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error> {
+        values(&self.tail.forward(&self.encode(batch)?, batch)?)
+    }
+
+    fn states(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error> {
+        values(&self.encode(batch)?.f_narrow(0, 0, batch.tokens() as i64)?)
+    }
+
+    fn share(&self) -> Result<Box<dyn Model>, Error> {
+        let share = |norm: &Option<Norm>| norm.as_ref().map(Norm::share);
+        Ok(Box::new(Self {
+            encoder: self.encoder.clone(),
+            words: self.words.shallow_clone(),
+            positions: self.positions.shallow_clone(),
+            second_segment: self.second_segment.shallow_clone(),
+            buckets: self.buckets.as_ref().map(Tensor::shallow_clone),
+            embedding_norm: share(&self.embedding_norm),
+            projection: self.projection.clone(),
+            layers: self.layers.iter().map(Layer::share).collect(),
+            final_norm: share(&self.final_norm),
+            tail: self.tail.share(),
+            kind: self.kind,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::padded_rows;
+
+    #[test]
+    fn row_counts_are_few_and_little_more_than_needed() {
+        let mut seen: Vec<usize> = (1..=8192).map(padded_rows).collect();
+        for (index, &rows) in seen.iter().enumerate() {
+            let tokens = index + 1;
+            assert!(rows >= tokens && rows <= (tokens + tokens / 8).max(tokens + 3), "{tokens} → {rows}");
+        }
+        seen.dedup();
+        assert!(seen.len() < 80, "{} row counts", seen.len());
+    }
+}

@@ -144,6 +144,9 @@ fn of_request(error: Error, places: &[usize]) -> Error {
         Error::TooLong(tokenize::Error::TooLong { index, max_tokens, limit }) => {
             Error::TooLong(tokenize::Error::TooLong { index: place(index), max_tokens, limit })
         }
+        Error::NotTold(tokenize::Error::NoTokens { index }) => {
+            Error::NotTold(tokenize::Error::NoTokens { index: place(index) })
+        }
         error => error,
     }
 }

@@ -118,7 +118,7 @@ pub struct About {
     /// The longest input in tokens.
     pub max_tokens: usize,
     /// The pooling's name.
-    pub pooling: &'static str,
+    pub pooling: String,
     /// Where it came from: a directory, or a repository with its commit.
     pub source: String,
     /// What requests may ask of it.
@@ -429,6 +429,7 @@ impl Embedder {
             error @ tokenize::Error::TooLong { .. } => Error::TooLong(error),
             error @ (tokenize::Error::TooMuchToTell { .. }
             | tokenize::Error::TooManyIds { .. }
+            | tokenize::Error::NoTokens { .. }
             | tokenize::Error::NoSuchId { .. }) => Error::NotTold(error),
             error => Error::Tokenize(error),
         }

@@ -103,6 +103,12 @@ pub enum Error {
         /// The most characters.
         most: usize,
     },
+    /// A text is empty, and no special tokens stand for it.
+    #[error("text {index} has no tokens: it is empty, and the model's tokenizer adds none of its own")]
+    NoTokens {
+        /// Its place in the request.
+        index: usize,
+    },
     /// There are more tokens than those whose text is told.
     #[error("{found} token ids; the limit is {most}: split them over several requests")]
     TooManyIds {
@@ -180,6 +186,7 @@ impl Error {
         match self {
             Self::TooLong { max_tokens, limit, .. } => Self::TooLong { index: place, max_tokens, limit },
             Self::TooMuchToTell { most, .. } => Self::TooMuchToTell { index: place, most },
+            Self::NoTokens { .. } => Self::NoTokens { index: place },
             other => other,
         }
     }
@@ -237,7 +244,7 @@ impl Tokens {
         self.pieces.iter().map(|piece| piece.ids.len()).sum()
     }
 
-    /// Never: an empty text is its special tokens.
+    /// Never: an empty text is its special tokens, and refused where there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -318,11 +325,7 @@ impl Tokenizer {
             && longest_added <= EDGE
             && added.values().all(|token| token.content.contains(|c: char| c.is_ascii_punctuation()));
         let mut tokenizer = Self { inner, lowercase, max_tokens, room, before: 0, longest_added, shortens };
-        // An empty text must have a vector, as any other: it is its special tokens.
         let special = tokenizer.with_special(&[]).map_err(|error| problem(error.to_string()))?;
-        if special.is_empty() {
-            return Err(problem("it adds no special tokens, so that an empty text has no tokens".into()));
-        }
         let none = special.iter().copied().max().unwrap_or(0).wrapping_add(1);
         let around = tokenizer.with_special(&[none]).map_err(|error| problem(error.to_string()))?;
         tokenizer.before = around.iter().position(|&id| id == none).unwrap_or(0);
@@ -548,6 +551,9 @@ impl Encode for Tokenizer {
     fn encode(&self, text: &str, how: &How) -> Result<Tokens, Error> {
         let (prompt, text, had_prompt) = self.prompted(text, how);
         let (pieces, truncated) = self.pieces(&text, &prompt, how)?;
+        if pieces.iter().any(|piece| piece.ids.is_empty()) {
+            return Err(Error::NoTokens { index: 0 });
+        }
         Ok(Tokens { pieces, truncated, had_prompt })
     }
 

@@ -278,7 +278,7 @@ fn a_cross_encoder_that_cannot_be_served_is_refused_and_what_is_none_makes_vecto
             "one",
             config,
             json!({"architectures": ["BertModel"]}),
-            "config_sentence_transformers.json: a CrossEncoder is supported where it is a lone BertForSequenceClassification; this one is not",
+            "config_sentence_transformers.json: a CrossEncoder is supported where it is a lone …ForSequenceClassification; this one is not",
         ),
     ] {
         assert_eq!(with(name, file, &fields), Err(problem.to_owned()), "{fields}");

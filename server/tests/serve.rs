@@ -473,15 +473,15 @@ fn a_directory_that_cannot_be_served_ends_the_process_with_one_line_that_names_f
         ),
         (
             |tiny| tiny.modules[2]["type"] = json!("sentence_transformers.models.CNN"),
-            "DIR/modules.json: module 2 \"sentence_transformers.models.CNN\" is not supported there; supported: Transformer, Pooling, then Dense and Normalize",
+            "DIR/modules.json: module 2 \"sentence_transformers.models.CNN\" is not supported there; supported: Transformer, Pooling, then Dense, LayerNorm, Normalize and Dropout",
         ),
         (
             |tiny| tiny.modules[1]["path"] = json!("../1_Pooling"),
             "DIR/modules.json: module path \"../1_Pooling\" leads out of the directory",
         ),
         (
-            |tiny| tiny.pooling = json!({"pooling_mode": "weightedmean"}),
-            "DIR/1_Pooling/config.json: pooling mode weightedmean is not supported; supported: mean, cls, max, lasttoken, one of them",
+            |tiny| tiny.pooling = json!({"pooling_mode": "median"}),
+            "DIR/1_Pooling/config.json: pooling mode median is not supported; supported: cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken",
         ),
         (
             |tiny| {

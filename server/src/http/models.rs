@@ -66,7 +66,7 @@ struct Ready {
     default_prompt: Option<String>,
     /// The longest text in tokens, special ones included.
     max_tokens: usize,
-    pooling: &'static str,
+    pooling: String,
     numerics: Numerics,
 }
 
@@ -113,7 +113,7 @@ pub(super) async fn list(State(shared): SharedState) -> Response {
                     prompts: about.offer.prompts.keys().cloned().collect(),
                     default_prompt: about.offer.default_prompt.clone(),
                     max_tokens: about.max_tokens,
-                    pooling: about.pooling,
+                    pooling: about.pooling.clone(),
                     numerics: Numerics {
                         implementation: about.plan.implementation.to_string(),
                         dtype: about.plan.dtype.to_string(),

@@ -24,7 +24,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
-use super::encoder::Encoder;
+use super::encoder::{Encoder, HiddenAct};
 use super::families;
 use super::pooling::Pooling;
 use crate::scores::{Classifier, Kind};
@@ -94,6 +94,34 @@ pub enum DenseActivation {
     Identity,
     /// tanh.
     Tanh,
+    /// One that feed-forwards have, too.
+    Hidden(HiddenAct),
+}
+
+impl DenseActivation {
+    /// By the names of their classes in PyTorch.
+    const CLASSES: [(&'static str, Self); 5] = [
+        ("Identity", Self::Identity),
+        ("Tanh", Self::Tanh),
+        ("ReLU", Self::Hidden(HiddenAct::Relu)),
+        ("GELU", Self::Hidden(HiddenAct::Gelu)),
+        ("SiLU", Self::Hidden(HiddenAct::Silu)),
+    ];
+}
+
+/// A `LayerNorm` after the pooling (`sentence_transformers.models.LayerNorm`), or in a classifier's head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VectorNorm {
+    /// The folder of its weights.
+    pub path: PathBuf,
+    /// What its tensors are called there, before `.weight` and `.bias`.
+    pub tensors: &'static str,
+    /// How wide a vector is.
+    pub width: i64,
+    /// Added to the variance.
+    pub eps: f64,
+    /// Whether it adds a bias.
+    pub bias: bool,
 }
 
 /// One module after the encoder and the pooling, in order.
@@ -101,6 +129,8 @@ pub enum DenseActivation {
 pub enum Tail {
     /// A linear layer.
     Dense(Dense),
+    /// Normalisation by mean and variance.
+    LayerNorm(VectorNorm),
     /// Division by the Euclidean norm.
     Normalize,
 }
@@ -173,6 +203,13 @@ struct DenseConfig {
     bias: bool,
     #[serde(default)]
     activation_function: String,
+    module_input_name: Option<String>,
+    module_output_name: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct NormConfig {
+    dimension: i64,
 }
 
 const fn yes() -> bool {
@@ -198,10 +235,9 @@ impl Directory {
             json_if_there(&path.join("tokenizer_config.json"))?.unwrap_or_default();
         let prompts: SentenceTransformersConfig =
             json_if_there(&path.join("config_sentence_transformers.json"))?.unwrap_or_default();
-        let classifier = classifier::read(path)?;
-        let (pooling, tail) = match &classifier {
-            Some(classifier) => classifier::modules(classifier, path, encoder.hidden_size),
-            None => read_modules(path, &encoder)?,
+        let (classifier, (pooling, tail)) = match classifier::read(path, &encoder)? {
+            Some((classifier, head)) => (Some(classifier), head),
+            None => (None, read_modules(path, &encoder)?),
         };
         let matryoshka: MatryoshkaConfig = json_if_there(&path.join("config.json"))?.unwrap_or_default();
 
@@ -265,9 +301,10 @@ impl Directory {
     pub fn dimensions(&self) -> usize {
         let width = self.tail.iter().rev().find_map(|module| match module {
             Tail::Dense(dense) => Some(dense.out_features),
-            Tail::Normalize => None,
+            Tail::LayerNorm(_) | Tail::Normalize => None,
         });
-        usize::try_from(width.unwrap_or(self.encoder.hidden_size)).unwrap_or(0)
+        let pooled = self.pooling.width(self.encoder.hidden_size);
+        usize::try_from(width.unwrap_or(pooled)).unwrap_or(0)
     }
 
     /// The fingerprint of what decides the space of vectors that are computed with `tensors`, but for
@@ -279,7 +316,15 @@ impl Directory {
         let pooling = format!("pooling {mode} include_prompt={}", self.pooling.include_prompt);
         let tail = self.unnormalized_tail().iter().map(|module| match module {
             Tail::Normalize => "normalize".to_owned(),
-            Tail::Dense(dense) => format!("dense {:?}", dense.activation).to_lowercase(),
+            Tail::LayerNorm(norm) => format!("layernorm {}", norm.eps),
+            Tail::Dense(dense) => {
+                let activation = match dense.activation {
+                    DenseActivation::Identity => "identity",
+                    DenseActivation::Tanh => "tanh",
+                    DenseActivation::Hidden(act) => act.name(),
+                };
+                format!("dense {activation}")
+            }
         });
         let parts = space::Parts {
             tensors,
@@ -370,20 +415,25 @@ fn read_modules(root: &Path, encoder: &Encoder) -> Result<(Pooling, Vec<Tail>), 
             (_, "Pooling") if pooling.is_none() && tail.is_empty() => {
                 let config = folder.join("config.json");
                 let value = json(&config, "the pooling module has no configuration")?;
-                pooling =
-                    Some(Pooling::from_json(&value, width).map_err(|problem| unsupported(&config, problem))?);
+                let read =
+                    Pooling::from_json(&value, width).map_err(|problem| unsupported(&config, problem))?;
+                width = read.width(width);
+                pooling = Some(read);
             }
             (_, "Dense") if pooling.is_some() => {
                 let dense = read_dense(&folder, width)?;
                 width = dense.out_features;
                 tail.push(Tail::Dense(dense));
             }
+            (_, "LayerNorm") if pooling.is_some() => tail.push(Tail::LayerNorm(read_norm(&folder, width)?)),
             (_, "Normalize") if pooling.is_some() => tail.push(Tail::Normalize),
+            // It does nothing but in training.
+            (_, "Dropout") if pooling.is_some() => {}
             _ => {
                 return Err(unsupported(
                     &file,
                     format!(
-                        "module {index} \"{}\" is not supported there; supported: Transformer, Pooling, then Dense and Normalize",
+                        "module {index} \"{}\" is not supported there; supported: Transformer, Pooling, then Dense, LayerNorm, Normalize and Dropout",
                         module.class
                     ),
                 ));
@@ -397,17 +447,25 @@ fn read_modules(root: &Path, encoder: &Encoder) -> Result<(Pooling, Vec<Tail>), 
 fn read_dense(folder: &Path, width: i64) -> Result<Dense, Error> {
     let path = folder.join("config.json");
     let config: DenseConfig = json(&path, "the dense module has no configuration")?;
-    let activation = match config.activation_function.rsplit('.').next().unwrap_or_default() {
-        "Identity" => DenseActivation::Identity,
-        // sentence-transformers' default where the file names none.
-        "Tanh" | "" => DenseActivation::Tanh,
-        other => {
+    // sentence-transformers' default where the file names none.
+    let class = Some(config.activation_function.as_str()).filter(|class| !class.is_empty()).unwrap_or("Tanh");
+    let known = DenseActivation::CLASSES;
+    let activation = known.iter().find(|(name, _)| class.rsplit('.').next() == Some(name));
+    let Some(&(_, activation)) = activation else {
+        let names = known.map(|(name, _)| name).join(", ");
+        let problem = format!("activation_function \"{class}\" is not supported; supported: {names}");
+        return Err(unsupported(&path, problem));
+    };
+    for (field, said) in
+        [("module_input_name", config.module_input_name), ("module_output_name", config.module_output_name)]
+    {
+        if let Some(said) = said.filter(|said| said != "sentence_embedding") {
             return Err(unsupported(
                 &path,
-                format!("activation_function \"{other}\" is not supported; supported: Identity, Tanh"),
+                format!("{field} \"{said}\" is not supported; supported: sentence_embedding"),
             ));
         }
-    };
+    }
     if config.in_features != width || !(1..=1 << 16).contains(&config.out_features) {
         return Err(unsupported(
             &path,
@@ -425,4 +483,16 @@ fn read_dense(folder: &Path, width: i64) -> Result<Dense, Error> {
         bias: config.bias,
         activation,
     })
+}
+
+fn read_norm(folder: &Path, width: i64) -> Result<VectorNorm, Error> {
+    let path = folder.join("config.json");
+    let NormConfig { dimension } = json(&path, "the normalisation has no configuration")?;
+    if dimension != width {
+        let problem =
+            format!("normalises vectors of {dimension} dimensions, but the module before it makes {width}");
+        return Err(unsupported(&path, problem));
+    }
+    // PyTorch's default, which the module does not change.
+    Ok(VectorNorm { path: folder.to_owned(), tensors: "norm", width, eps: 1e-5, bias: true })
 }

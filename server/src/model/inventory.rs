@@ -12,12 +12,15 @@ pub fn tensors(directory: &Directory) -> Result<Vec<space::Tensor>, Error> {
     let names: Vec<String> = tables.chain(directory.encoder.tensors()).collect();
     let mut tensors = names.iter().map(|name| weights.describe(name)).collect::<Result<Vec<_>, _>>()?;
     for (place, module) in directory.unnormalized_tail().iter().enumerate() {
-        if let Tail::Dense(dense) = module {
-            let weights = Weights::open(&dense.path)?;
-            for name in both(dense.tensors).into_iter().take(1 + usize::from(dense.bias)) {
-                let tensor = weights.describe(&name)?;
-                tensors.push(space::Tensor { name: format!("module.{place}.{name}"), ..tensor });
-            }
+        let (path, name, bias) = match module {
+            Tail::Dense(dense) => (&dense.path, dense.tensors, dense.bias),
+            Tail::LayerNorm(norm) => (&norm.path, norm.tensors, norm.bias),
+            Tail::Normalize => continue,
+        };
+        let weights = Weights::open(path)?;
+        for name in both(name).into_iter().take(1 + usize::from(bias)) {
+            let tensor = weights.describe(&name)?;
+            tensors.push(space::Tensor { name: format!("module.{place}.{name}"), ..tensor });
         }
     }
     Ok(tensors)

@@ -9,6 +9,7 @@
 pub(super) mod tensors;
 
 use super::directory::{self, DenseActivation, Directory};
+use super::encoder::HiddenAct;
 use super::pooling::Pooling;
 use super::weights::{self, Weights};
 use crate::space;
@@ -24,6 +25,15 @@ pub(super) enum Module {
         bias: Vec<f32>,
         /// What follows.
         activation: DenseActivation,
+    },
+    /// `(x - mean) / √(variance + eps) · weight + bias`.
+    LayerNorm {
+        /// `[width]`.
+        weight: Vec<f32>,
+        /// `[width]`; zeros where the module has none.
+        bias: Vec<f32>,
+        /// Added to the variance.
+        eps: f64,
     },
     /// Division by the norm.
     Normalize,
@@ -44,17 +54,48 @@ impl Module {
                 }
                 vector
             }
+            Self::LayerNorm { weight, bias, eps } => {
+                let count = vector.len() as f64;
+                let mean = vector.iter().map(|&value| f64::from(value)).sum::<f64>() / count;
+                let squares: f64 = vector.iter().map(|&value| (f64::from(value) - mean).powi(2)).sum();
+                let scale = 1.0 / (squares / count + eps).sqrt();
+                for ((value, weight), bias) in vector.iter_mut().zip(weight).zip(bias) {
+                    *value = ((f64::from(*value) - mean) * scale) as f32 * weight + bias;
+                }
+                vector
+            }
             Self::Dense { weight, bias, activation } => {
                 let row = |(weights, bias): (&[f32], &f32)| {
                     let products = weights.iter().zip(&vector).map(|(&w, &x)| f64::from(w) * f64::from(x));
                     let y = products.sum::<f64>() as f32 + bias;
-                    match activation {
-                        DenseActivation::Identity => y,
-                        DenseActivation::Tanh => y.tanh(),
-                    }
+                    activated(y, *activation)
                 };
                 weight.chunks_exact(vector.len()).zip(bias).map(row).collect()
             }
+        }
+    }
+}
+
+/// The tensors that were read of a module, by its place among the modules: two can have tensors of one name.
+fn of_module(place: usize, weights: Weights) -> impl Iterator<Item = space::Tensor> {
+    let tensors = weights.into_read().into_iter();
+    tensors.map(move |tensor| space::Tensor { name: format!("module.{place}.{}", tensor.name), ..tensor })
+}
+
+/// What an activation makes of a number.
+fn activated(y: f32, activation: DenseActivation) -> f32 {
+    let wide = f64::from(y);
+    match activation {
+        DenseActivation::Identity => y,
+        DenseActivation::Tanh => y.tanh(),
+        DenseActivation::Hidden(HiddenAct::Relu) => y.max(0.0),
+        DenseActivation::Hidden(HiddenAct::Silu) => (wide / (1.0 + (-wide).exp())) as f32,
+        DenseActivation::Hidden(HiddenAct::Gelu) => {
+            (wide * 0.5 * (1.0 + libm::erf(wide * std::f64::consts::FRAC_1_SQRT_2))) as f32
+        }
+        DenseActivation::Hidden(HiddenAct::GeluTanh) => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044_715 * wide.powi(3));
+            (wide * 0.5 * (1.0 + inner.tanh())) as f32
         }
     }
 }
@@ -76,6 +117,18 @@ impl Tail {
             .enumerate()
             .map(|(place, module)| match module {
                 directory::Tail::Normalize => Ok(Module::Normalize),
+                directory::Tail::LayerNorm(norm) => {
+                    let weights = Weights::open(&norm.path)?;
+                    let name = |part: &str| format!("{}.{part}", norm.tensors);
+                    let weight = weights.values(&name("weight"), &[norm.width])?;
+                    let bias = if norm.bias {
+                        weights.values(&name("bias"), &[norm.width])?
+                    } else {
+                        vec![0.0; norm.width as usize]
+                    };
+                    read.extend(of_module(place, weights));
+                    Ok(Module::LayerNorm { weight, bias, eps: norm.eps })
+                }
                 directory::Tail::Dense(dense) => {
                     let weights = Weights::open(&dense.path)?;
                     let name = |part: &str| format!("{}.{part}", dense.tensors);
@@ -85,23 +138,18 @@ impl Tail {
                     } else {
                         vec![0.0; dense.out_features as usize]
                     };
-                    // By its place among the modules: two can have tensors of one name.
-                    read.extend(weights.into_read().into_iter().map(|tensor| space::Tensor {
-                        name: format!("module.{place}.{}", tensor.name),
-                        ..tensor
-                    }));
+                    read.extend(of_module(place, weights));
                     Ok(Module::Dense { weight, bias, activation: dense.activation })
                 }
             })
             .collect::<Result<_, weights::Error>>()?;
-        Ok((Self { pooling: directory.pooling, modules }, read))
+        Ok((Self { pooling: directory.pooling.clone(), modules }, read))
     }
 
     /// The states of one text's tokens `[tokens, hidden]` → its vector. The first `unpooled` tokens,
-    /// fewer than all, take no part in a mean or a maximum.
+    /// fewer than all, take no part.
     pub(super) fn text(&self, states: &[f32], hidden: usize, unpooled: usize) -> Vec<f32> {
-        let mut vector = vec![0.0; hidden];
-        self.pooling.text(states, unpooled, &mut vector);
+        let vector = self.pooling.text(states, hidden, unpooled);
         self.modules.iter().fold(vector, |vector, module| module.forward(vector))
     }
 }

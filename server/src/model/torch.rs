@@ -9,7 +9,7 @@ use std::ffi::{CStr, c_char};
 use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
-use super::encoder::Heads;
+use super::encoder::{Heads, HiddenAct};
 
 unsafe extern "C" {
     fn embedding_prepack_linear(weight: *const C_tensor, rows: i64, out: *mut *mut C_tensor) -> *mut c_char;
@@ -72,6 +72,16 @@ pub(crate) enum Activation {
     GeluTanh,
     /// max(0, x).
     Relu,
+}
+
+/// An activation of a feed-forward, where no linear layer does it with its result.
+pub(crate) fn activated(y: &Tensor, activation: HiddenAct) -> Result<Tensor, TchError> {
+    match activation {
+        HiddenAct::Gelu => y.f_gelu("none"),
+        HiddenAct::GeluTanh => y.f_gelu("tanh"),
+        HiddenAct::Relu => y.f_relu(),
+        HiddenAct::Silu => y.f_silu(),
+    }
 }
 
 /// A linear layer `y = x Wᵀ + b` whose weight oneDNN has laid out for its own

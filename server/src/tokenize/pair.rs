@@ -105,6 +105,9 @@ impl Tokenizer {
         let pair = self.inner.post_process(first, Some(second), true).map_err(failed)?;
         let begins = pair.get_type_ids().iter().position(|&segment| segment == 1);
         let ids = pair.get_ids().to_vec();
+        if ids.is_empty() {
+            return Err(Error::NoTokens { index: 0 });
+        }
         let piece = Sequence { unpooled: 0, second: begins.unwrap_or(ids.len()), ids };
         Ok(Tokens { pieces: vec![piece], truncated, had_prompt })
     }

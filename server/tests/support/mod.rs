@@ -87,7 +87,7 @@ pub fn loaded(fake: &Fake) -> Loaded {
             plan: Plan { implementation: Implementation::Fake, dtype: Dtype::Float32, kernels: None },
             dimensions: 4,
             max_tokens: 8,
-            pooling: "mean",
+            pooling: "mean".to_owned(),
             source: "org/fake@0000".into(),
             offer: offer(),
         },

@@ -58,7 +58,7 @@ pub(in crate::http) struct Info {
 #[serde(rename_all = "lowercase")]
 enum ModelType {
     /// It makes vectors.
-    Embedding { pooling: &'static str },
+    Embedding { pooling: String },
     /// It makes one score, which can rank.
     Reranker(Labels),
     /// It makes several scores.
@@ -92,7 +92,7 @@ impl Info {
             model_dtype: about.plan.dtype.to_string(),
             served_model_name: name.to_owned(),
             model_type: match &about.kind {
-                Kind::Embedding => ModelType::Embedding { pooling: about.pooling },
+                Kind::Embedding => ModelType::Embedding { pooling: about.pooling.clone() },
                 Kind::CrossEncoder(classifier) if classifier.labels.len() == 1 => {
                     ModelType::Reranker(Labels::of(classifier))
                 }

@@ -6,7 +6,7 @@ use super::distances::{Rotation, added};
 use super::norm::Norm;
 use crate::model::encoder::{Affine, Distances, Encoder, HiddenAct, Order, QueryKeyNorm};
 use crate::model::tail::tensors::{Tail, values};
-use crate::model::torch::{Activation, Attention, Linear, packed_attention};
+use crate::model::torch::{Activation, Attention, Linear, activated, packed_attention};
 use crate::model::weights::Weights;
 use crate::model::{Directory, Dtype, Error, Model, TokenBatch};
 use crate::space;
@@ -270,18 +270,12 @@ impl Packed {
         if let Some(fused) = fused.filter(|_| !self.encoder.gated) {
             return layer.up.forward(x, fused);
         }
-        let activated = |y: &Tensor| match activation {
-            HiddenAct::Gelu => y.f_gelu("none"),
-            HiddenAct::GeluTanh => y.f_gelu("tanh"),
-            HiddenAct::Relu => y.f_relu(),
-            HiddenAct::Silu => y.f_silu(),
-        };
         let y = layer.up.forward(x, Activation::Identity)?;
         if !self.encoder.gated {
-            return activated(&y);
+            return activated(&y, activation);
         }
         let inner = self.encoder.intermediate_size;
-        activated(&y.f_narrow(1, 0, inner)?)?.f_mul(&y.f_narrow(1, inner, inner)?)
+        activated(&y.f_narrow(1, 0, inner)?, activation)?.f_mul(&y.f_narrow(1, inner, inner)?)
     }
 
     /// `[rows, hidden]` → `[rows, heads × size]`: what each token takes over from those that it sees.

@@ -6,11 +6,13 @@ use super::super::directory::{DenseActivation, Directory};
 use super::super::pooling::Pooling;
 use super::super::{Error, TokenBatch};
 use super::LEAST_NORM;
+use crate::model::torch::activated;
 use crate::space;
 
 #[derive(Debug)]
 enum Module {
     Dense { weight: Tensor, bias: Tensor, activation: DenseActivation },
+    LayerNorm { weight: Tensor, bias: Tensor, eps: f64 },
     Normalize,
 }
 
@@ -25,16 +27,18 @@ impl Tail {
     /// Loads the dense layers' weights onto `device`; with the tensors that were read.
     pub(crate) fn load(directory: &Directory, device: Device) -> Result<(Self, Vec<space::Tensor>), Error> {
         let (plain, read) = super::Tail::read(directory)?;
+        let to_device = |values: &[f32]| Tensor::f_from_slice(values)?.f_to_device(device);
         let load = |module| -> Result<Module, TchError> {
-            let super::Module::Dense { weight, bias, activation } = module else {
-                return Ok(Module::Normalize);
-            };
-            let weight = Tensor::f_from_slice(&weight)?.f_reshape([bias.len() as i64, -1])?;
-            let bias = Tensor::f_from_slice(&bias)?;
-            Ok(Module::Dense {
-                weight: weight.f_to_device(device)?,
-                bias: bias.f_to_device(device)?,
-                activation,
+            Ok(match module {
+                super::Module::Normalize => Module::Normalize,
+                super::Module::LayerNorm { weight, bias, eps } => {
+                    Module::LayerNorm { weight: to_device(&weight)?, bias: to_device(&bias)?, eps }
+                }
+                super::Module::Dense { weight, bias, activation } => Module::Dense {
+                    weight: to_device(&weight)?.f_reshape([bias.len() as i64, -1])?,
+                    bias: to_device(&bias)?,
+                    activation,
+                },
             })
         };
         let modules = plain.modules.into_iter().map(load).collect::<Result<_, _>>()?;
@@ -45,13 +49,16 @@ impl Tail {
     pub(crate) fn share(&self) -> Self {
         let share = |module: &Module| match module {
             Module::Normalize => Module::Normalize,
+            Module::LayerNorm { weight, bias, eps } => {
+                Module::LayerNorm { weight: weight.shallow_clone(), bias: bias.shallow_clone(), eps: *eps }
+            }
             Module::Dense { weight, bias, activation } => Module::Dense {
                 weight: weight.shallow_clone(),
                 bias: bias.shallow_clone(),
                 activation: *activation,
             },
         };
-        Self { pooling: self.pooling, modules: self.modules.iter().map(share).collect() }
+        Self { pooling: self.pooling.clone(), modules: self.modules.iter().map(share).collect() }
     }
 
     /// Packed token states `[rows, hidden]` → one vector a text `[texts, dimensions]`, f32.
@@ -68,7 +75,11 @@ impl Tail {
                     match activation {
                         DenseActivation::Identity => y,
                         DenseActivation::Tanh => y.f_tanh()?,
+                        DenseActivation::Hidden(act) => activated(&y, *act)?,
                     }
+                }
+                Module::LayerNorm { weight, bias, eps } => {
+                    vectors.f_layer_norm(weight.size(), Some(weight), Some(bias), *eps, false)?
                 }
             };
         }

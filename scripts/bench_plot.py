@@ -82,7 +82,7 @@ class Drawing:
             if len(samples) > 1:
                 ends = min(samples) * scale, max(samples) * scale
                 self.line(left + ends[0], middle, left + ends[1], middle, "spread")
-            self.text(WIDTH - MARGIN - 62, middle + 4.5, number(figure), "text end" + " strong" * ours)
+            self.text(WIDTH - MARGIN - 76, middle + 4.5, number(figure), "text end" + " strong" * ours)
             self.text(WIDTH - MARGIN, middle + 4.5, beside, "faint end")
             self.y += ROW
         self.line(left, top, left, self.y, "rule")

@@ -5,9 +5,10 @@
 //! buffer       aligned memory, on huge pages where it is large
 //! element      what operands are made of, bfloat16 or f32, and how either is multiplied
 //! gemm         C = A Wᵀ, summed in f32, with what follows it fused: bias, activation, residual
-//! attention    softmax(QKᵀ/√d) V of one text
-//! elementwise  activations, LayerNorm
-//! encoder      all of that in turn: the layers of a BERT encoder
+//! turn         norms and rotary positions of queries and keys
+//! attention    softmax(QKᵀ · scale + bias) V of one text
+//! elementwise  activations, norms
+//! encoder      all of that in turn: the layers of an encoder
 //! crew         threads that compute one forward together
 //! scalar       the same in plain Rust: what the others are tested against
 //! ```
@@ -15,7 +16,7 @@
 //! # Numbers
 //!
 //! Operands of products are bfloat16, rounded to nearest, ties to even, or f32: that is the
-//! instruction set's. Products are summed in f32; the residual stream, `LayerNorm`, softmax and
+//! instruction set's. Products are summed in f32; the residual stream, norms, softmax and
 //! pooling are f32 throughout. Functions of single values are exact to about 1e-7 for both.
 //!
 //! # Layout
@@ -51,6 +52,8 @@ pub(crate) mod elementwise;
 pub(crate) mod encoder;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod gemm;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod turn;
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod guarded;

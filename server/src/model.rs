@@ -360,14 +360,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Decides how to compute, from what is asked for, what the machine has, and whether the
-    /// fused kernels fit the model ([`fits_fused`]).
+    /// Decides how to compute, from what is asked for and what the machine has.
     /// The error tells the user what to change.
-    pub fn decide(
-        preference: Preference,
-        machine: Machine,
-        fits_fused: &Result<(), String>,
-    ) -> Result<Self, Error> {
+    pub fn decide(preference: Preference, machine: Machine) -> Result<Self, Error> {
         if let DeviceChoice::Cuda(index) = preference.device {
             return Err(Error::Unavailable(if machine.cuda_devices == 0 {
                 format!(
@@ -400,31 +395,23 @@ impl Plan {
             Some(Dtype::BFloat16) => "AVX-512 BF16 for bfloat16",
             _ => "AVX-512",
         };
-        let implementation =
-            preference.implementation.unwrap_or(if kernels.is_some() && fits_fused.is_ok() {
-                Implementation::Fused
-            } else {
-                Implementation::Packed
-            });
+        let implementation = preference.implementation.unwrap_or(if kernels.is_some() {
+            Implementation::Fused
+        } else {
+            Implementation::Packed
+        });
         if implementation == Implementation::Fused {
-            let refused = |why: &str| {
-                Err(Error::Unavailable(format!(
-                    "--implementation fused: {why}; leave --implementation at auto"
-                )))
-            };
-            return match (kernels, fits_fused) {
-                (None, _) => refused(&format!("it needs {needed}, which this CPU lacks")),
-                (_, Err(why)) => refused(why),
-                (Some(set), Ok(())) => Ok(Self { implementation, dtype: Dtype::of(set), kernels }),
+            return match kernels {
+                Some(set) => Ok(Self { implementation, dtype: Dtype::of(set), kernels }),
+                None => Err(Error::Unavailable(format!(
+                    "--implementation fused: it needs {needed}, which this CPU lacks; leave --implementation at auto"
+                ))),
             };
         }
         if !machine.libtorch {
-            let why = match (preference.implementation, fits_fused) {
-                (Some(other), _) => format!("--implementation {other} needs it"),
-                (None, Err(why)) if kernels.is_some() => {
-                    format!("its own kernels do not fit the model: {why}")
-                }
-                (None, _) => format!("its own kernels need {needed}, which this CPU lacks"),
+            let why = match preference.implementation {
+                Some(other) => format!("--implementation {other} needs it"),
+                None => format!("its own kernels need {needed}, which this CPU lacks"),
             };
             return Err(Error::Unavailable(format!(
                 "this build is without LibTorch, and {why}; use the build with it, which serves every model on \
@@ -458,18 +445,6 @@ fn named(sets: &[InstructionSet]) -> String {
         return "no instructions that it knows".to_owned();
     }
     sets.iter().map(|set| set.name()).collect::<Vec<_>>().join(" and ")
-}
-
-/// Whether the fused kernels fit the model; the error is a fragment that says what does not.
-#[cfg(target_arch = "x86_64")]
-pub fn fits_fused(directory: &Directory) -> Result<(), String> {
-    fused::fits(directory)
-}
-
-/// Whether the fused kernels fit the model; the error is a fragment that says what does not.
-#[cfg(not(target_arch = "x86_64"))]
-pub fn fits_fused(_: &Directory) -> Result<(), String> {
-    Err("it is written for x86-64".into())
 }
 
 /// What the machine offers.
@@ -613,36 +588,32 @@ mod tests {
         let with = |kernels, wish| Preference { kernels: Some(kernels), ..wish };
         let (any, exact) = (preference(None, None), preference(None, Some(Float32)));
         let table = [
-            (any, BF16, true, Fused, BFloat16, Some(Avx512Bf16)),
-            (any, AMX, true, Fused, BFloat16, Some(AmxBf16)),
-            (with(Avx512Bf16, any), AMX, true, Fused, BFloat16, Some(Avx512Bf16)),
-            (with(Avx512F32, any), AMX, true, Fused, Float32, Some(Avx512F32)),
-            (with(Avx512F32, exact), BF16, true, Fused, Float32, Some(Avx512F32)),
-            (with(Avx512F32, any), BF16, false, Packed, Float32, None),
-            (any, SMALL, true, Fused, BFloat16, Some(Avx512Bf16)),
-            (exact, SMALL, true, Fused, Float32, Some(Avx512F32)),
-            (any, SMALL_PLAIN, true, Fused, Float32, Some(Avx512F32)),
-            (any, BF16, false, Packed, BFloat16, None),
-            (preference(Some(Packed), None), BF16, true, Packed, BFloat16, None),
-            (preference(Some(Packed), Some(Float32)), BF16, true, Packed, Float32, None),
-            (any, PLAIN, true, Fused, Float32, Some(Avx512F32)),
-            (any, PLAIN, false, Packed, Float32, None),
-            (exact, BF16, true, Fused, Float32, Some(Avx512F32)),
-            (exact, AMX, true, Fused, Float32, Some(Avx512F32)),
-            (preference(Some(Fused), Some(Float32)), AMX, true, Fused, Float32, Some(Avx512F32)),
-            (preference(None, Some(BFloat16)), BF16, true, Fused, BFloat16, Some(Avx512Bf16)),
-            (preference(None, Some(BFloat16)), PLAIN, true, Packed, BFloat16, None),
-            (preference(None, Some(BFloat16)), CONVERTS, true, Packed, BFloat16, None),
-            (preference(Some(RustBert), None), BF16, true, RustBert, Float32, None),
-            (any, OLD, true, Packed, Float32, None),
-            (exact, OLD, true, Packed, Float32, None),
+            (any, BF16, Fused, BFloat16, Some(Avx512Bf16)),
+            (any, AMX, Fused, BFloat16, Some(AmxBf16)),
+            (with(Avx512Bf16, any), AMX, Fused, BFloat16, Some(Avx512Bf16)),
+            (with(Avx512F32, any), AMX, Fused, Float32, Some(Avx512F32)),
+            (with(Avx512F32, exact), BF16, Fused, Float32, Some(Avx512F32)),
+            (any, SMALL, Fused, BFloat16, Some(Avx512Bf16)),
+            (exact, SMALL, Fused, Float32, Some(Avx512F32)),
+            (any, SMALL_PLAIN, Fused, Float32, Some(Avx512F32)),
+            (preference(Some(Packed), None), BF16, Packed, BFloat16, None),
+            (preference(Some(Packed), Some(Float32)), BF16, Packed, Float32, None),
+            (any, PLAIN, Fused, Float32, Some(Avx512F32)),
+            (exact, BF16, Fused, Float32, Some(Avx512F32)),
+            (exact, AMX, Fused, Float32, Some(Avx512F32)),
+            (preference(Some(Fused), Some(Float32)), AMX, Fused, Float32, Some(Avx512F32)),
+            (preference(None, Some(BFloat16)), BF16, Fused, BFloat16, Some(Avx512Bf16)),
+            (preference(None, Some(BFloat16)), PLAIN, Packed, BFloat16, None),
+            (preference(None, Some(BFloat16)), CONVERTS, Packed, BFloat16, None),
+            (preference(Some(RustBert), None), BF16, RustBert, Float32, None),
+            (any, OLD, Packed, Float32, None),
+            (exact, OLD, Packed, Float32, None),
         ];
-        for (wish, machine, fits, implementation, dtype, kernels) in table {
-            let fits = if fits { Ok(()) } else { Err("its heads are odd".to_owned()) };
+        for (wish, machine, implementation, dtype, kernels) in table {
             assert_eq!(
-                Plan::decide(wish, machine, &fits).unwrap(),
+                Plan::decide(wish, machine).unwrap(),
                 Plan { implementation, dtype, kernels },
-                "{wish:?} {machine:?} {fits:?}"
+                "{wish:?} {machine:?}"
             );
         }
     }
@@ -653,94 +624,65 @@ mod tests {
         use Implementation::{Fused, RustBert};
         let cuda = Preference { device: DeviceChoice::Cuda(1), ..preference(None, None) };
         let tiles = Preference { kernels: Some(AmxBf16), ..preference(None, None) };
-        let odd = || Err("its heads are odd".to_owned());
-        for (wish, machine, fits, expected) in [
+        for (wish, machine, expected) in [
             (
                 preference(None, Some(BFloat16)),
                 OLD,
-                Ok(()),
                 "--dtype bfloat16: this CPU lacks what oneDNN needs for it (AVX-512 BW, VL and DQ, or AVX-NE-CONVERT); use --dtype float32",
             ),
             (
                 preference(Some(RustBert), Some(BFloat16)),
                 BF16,
-                Ok(()),
                 "--implementation rust_bert computes in float32 only; leave --dtype at auto or float32",
             ),
-            (
-                cuda,
-                BF16,
-                Ok(()),
-                "--device cuda:1: this LibTorch is a CPU build or sees no GPU; use --device cpu",
-            ),
+            (cuda, BF16, "--device cuda:1: this LibTorch is a CPU build or sees no GPU; use --device cpu"),
             (
                 preference(Some(Fused), None),
                 OLD,
-                Ok(()),
                 "--implementation fused: it needs AVX-512, which this CPU lacks; leave --implementation at auto",
             ),
             (
                 preference(Some(Fused), Some(BFloat16)),
                 PLAIN,
-                Ok(()),
                 "--implementation fused: it needs AVX-512 BF16 for bfloat16, which this CPU lacks; leave --implementation at auto",
-            ),
-            (
-                preference(Some(Fused), None),
-                BF16,
-                odd(),
-                "--implementation fused: its heads are odd; leave --implementation at auto",
             ),
             (
                 preference(None, None),
                 SMALL_OLD,
-                Ok(()),
                 "this build is without LibTorch, and its own kernels need AVX-512, which this CPU lacks; use the build with it, which serves every model on every CPU",
-            ),
-            (
-                preference(None, None),
-                SMALL,
-                odd(),
-                "this build is without LibTorch, and its own kernels do not fit the model: its heads are odd; use the build with it, which serves every model on every CPU",
             ),
             (
                 preference(None, Some(BFloat16)),
                 SMALL_PLAIN,
-                Ok(()),
                 "this build is without LibTorch, and its own kernels need AVX-512 BF16 for bfloat16, which this CPU lacks; use the build with it, which serves every model on every CPU",
             ),
             (
                 preference(Some(RustBert), None),
                 SMALL,
-                Ok(()),
                 "this build is without LibTorch, and --implementation rust_bert needs it; use the build with it, which serves every model on every CPU",
             ),
             (
                 Preference { kernels: Some(Avx512F32), ..preference(None, Some(BFloat16)) },
                 BF16,
-                Ok(()),
                 "--kernels avx512_f32: they compute in float32, which --dtype does not ask for; leave one of the two at auto",
             ),
             (
                 Preference { kernels: Some(Avx512Bf16), ..preference(None, Some(Float32)) },
                 BF16,
-                Ok(()),
                 "--kernels avx512_bf16: they compute in bfloat16, which --dtype does not ask for; leave one of the two at auto",
             ),
             (
                 tiles,
                 BF16,
-                Ok(()),
                 "--kernels amx_bf16: this CPU has avx512_bf16 and avx512_f32; leave --kernels at auto",
             ),
             (
                 tiles,
                 OLD,
-                Ok(()),
                 "--kernels amx_bf16: this CPU has no instructions that it knows; leave --kernels at auto",
             ),
         ] {
-            assert_eq!(Plan::decide(wish, machine, &fits).unwrap_err().to_string(), expected);
+            assert_eq!(Plan::decide(wish, machine).unwrap_err().to_string(), expected);
         }
     }
 

@@ -406,7 +406,7 @@ pub fn load(
     manner: &Manner,
 ) -> Result<Loaded, LoadError> {
     let directory = manner.applied(directory)?;
-    let plan = Plan::decide(preference, Machine::detect(), &model::fits_fused(&directory))?;
+    let plan = Plan::decide(preference, Machine::detect())?;
     let tokenizer = Tokenizer::load(&directory, directory.encoder.vocab_size)?;
     let (mut model, tensors) = model::load(&directory, plan)?;
     let offer = Offer {

@@ -58,7 +58,7 @@ pub fn run(config: Serve) -> anyhow::Result<()> {
     }
     // Decided once here too, so that a device or dtype that cannot be had is no
     // surprise of the first model.
-    model::Plan::decide(config.settings.preference, model::Machine::detect(), &Ok(()))?;
+    model::Plan::decide(config.settings.preference, model::Machine::detect())?;
     if let Some(why) = Cpu::this().amx_refused() {
         tracing::warn!("this CPU has AMX, and it is not used: {why}");
     }

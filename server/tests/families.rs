@@ -81,22 +81,6 @@ impl Opened {
         self.tokenizer.encode_pair(first, second, &How::default()).unwrap()
     }
 
-    /// Every way to compute it on this machine in that dtype.
-    fn plans(&self, dtype: Dtype) -> Vec<Plan> {
-        let fits = model::fits_fused(&self.directory);
-        let all = [Implementation::Packed, Implementation::Fused, Implementation::RustBert];
-        let plan = |implementation| {
-            let wish = Preference {
-                implementation: Some(implementation),
-                dtype: Some(dtype),
-                device: DeviceChoice::Cpu,
-                kernels: None,
-            };
-            Plan::decide(wish, Machine::detect(), &fits).ok()
-        };
-        all.into_iter().filter_map(plan).collect()
-    }
-
     /// With a plan; nothing where rust-bert does not know it.
     fn load(&self, plan: Plan) -> Option<Box<dyn Model>> {
         match model::load(&self.directory, plan) {
@@ -107,6 +91,21 @@ impl Opened {
             }
         }
     }
+}
+
+/// Every way to compute a model on this machine in that dtype.
+fn plans(dtype: Dtype) -> Vec<Plan> {
+    let all = [Implementation::Packed, Implementation::Fused, Implementation::RustBert];
+    let plan = |implementation| {
+        let wish = Preference {
+            implementation: Some(implementation),
+            dtype: Some(dtype),
+            device: DeviceChoice::Cpu,
+            kernels: None,
+        };
+        Plan::decide(wish, Machine::detect()).ok()
+    };
+    all.into_iter().filter_map(plan).collect()
 }
 
 /// Vectors and token states of some texts.
@@ -217,7 +216,7 @@ fn parity(name: &str) {
     );
     let python = Outputs::of_python(&path);
     let mut did = Vec::new();
-    for plan in opened.plans(Dtype::Float32) {
+    for plan in plans(Dtype::Float32) {
         let Some(mut model) = opened.load(plan) else { continue };
         let ours = Outputs::one_by_one(&mut *model, &texts);
         let least = ours.least_cosines(&python, hidden).expect("as many numbers as Python's");
@@ -238,7 +237,7 @@ fn parity(name: &str) {
     let soft = Opened::new(softer.path()).unwrap();
     let float32 = Plan { implementation: Implementation::Packed, dtype: Dtype::Float32, kernels: None };
     let exact = Outputs::one_by_one(&mut *soft.load(float32).unwrap(), &texts);
-    for plan in soft.plans(Dtype::BFloat16) {
+    for plan in plans(Dtype::BFloat16) {
         let Some(mut model) = soft.load(plan) else { continue };
         let rounded = Outputs::one_by_one(&mut *model, &texts);
         let [vector, _] = rounded.least_cosines(&exact, hidden).unwrap();
@@ -262,7 +261,7 @@ fn parity(name: &str) {
         fs::write(copy.path().join("1_Pooling/config.json"), settings.to_string()).unwrap();
         let pooled = Opened::new(copy.path()).unwrap();
         let texts: Vec<Tokens> = entries.iter().map(|entry| pooled.tokens(entry)).collect();
-        for plan in pooled.plans(Dtype::Float32) {
+        for plan in plans(Dtype::Float32) {
             let Some(mut model) = pooled.load(plan) else { continue };
             let alone = Outputs::one_by_one(&mut *model, &texts).vectors;
             for ours in [alone, in_one_batch(&mut *model, &texts)] {
@@ -406,7 +405,7 @@ fn scores(name: &str) {
     let of =
         |entry: &Value, field: &str| -> Vec<f32> { serde_json::from_value(entry[field].clone()).unwrap() };
     let mut did = Vec::new();
-    for plan in opened.plans(Dtype::Float32) {
+    for plan in plans(Dtype::Float32) {
         let Some(mut model) = opened.load(plan) else { continue };
         let batched = in_one_batch(&mut *model, &pairs);
         for ((entry, tokens), batched) in entries.iter().zip(&pairs).zip(batched) {

@@ -104,8 +104,7 @@ fn packed_bf16_vectors_are_nearly_those_of_python() {
     if !Machine::detect().can_bf16 {
         println!("this CPU cannot compute in bfloat16: only the refusal is tested");
         let wish = Preference { dtype: Some(Dtype::BFloat16), ..settings().preference };
-        let refusal =
-            Plan::decide(wish, Machine::detect(), &Err("not asked".to_owned())).unwrap_err().to_string();
+        let refusal = Plan::decide(wish, Machine::detect()).unwrap_err().to_string();
         assert!(refusal.starts_with("--dtype bfloat16: this CPU lacks"), "{refusal}");
         return;
     }
@@ -150,7 +149,7 @@ fn fused_vectors_are_nearly_those_of_python_with_all_instructions_that_there_are
     }
     if kernels().is_empty() {
         let wish = Preference { implementation: Some(Implementation::Fused), ..settings().preference };
-        let refusal = Plan::decide(wish, Machine::detect(), &Ok(())).unwrap_err().to_string();
+        let refusal = Plan::decide(wish, Machine::detect()).unwrap_err().to_string();
         assert!(refusal.contains("this CPU lacks"), "{refusal}");
     }
 }
@@ -339,15 +338,6 @@ fn fused_agrees_with_packed_on_every_configuration() {
             );
         }
     }
-}
-
-#[test]
-fn a_model_that_the_kernels_do_not_fit_is_computed_by_packed() {
-    let directory = Directory::read(Tiny::new().write().path()).unwrap();
-    let why = model::fits_fused(&directory).unwrap_err();
-    assert!(why.starts_with("its attention heads are 8 wide"), "{why}");
-    let plan = Plan::decide(settings().preference, Machine::detect(), &Err(why)).unwrap();
-    assert_eq!(plan.implementation, Implementation::Packed);
 }
 
 #[test]

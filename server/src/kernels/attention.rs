@@ -1,41 +1,113 @@
-//! Self-attention of one text: softmax(QKᵀ/√d) V of each head (Vaswani et al., 2017).
+//! Self-attention of one text: softmax(QKᵀ · scale + what distances add) V of each head (Vaswani et al., 2017).
 //!
 //! # Flow
 //!
-//! For each head: its keys and values are packed as weights are (for the keys that is a transpose);
-//! then, a few queries at a time, scores are computed, turned into probabilities, and multiplied
-//! with the values. Scores never leave the cache. They are scaled, and the probabilities divided
-//! by their sum, in f32; the probabilities that are multiplied are operands, between 0 and 1.
+//! For each head of keys and values: they are packed as weights are (for the keys that is a transpose); then, a few
+//! queries at a time, scores are computed, turned into probabilities, and multiplied with the values. Scores never
+//! leave the cache, and those of keys that no query of the tile sees are not computed. They are scaled, and the
+//! probabilities divided by their sum, in f32; the probabilities that are multiplied are operands, between 0 and 1.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _mm512_add_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_blend_ps,
-    _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_reduce_add_ps,
-    _mm512_reduce_max_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4,
-    _mm512_slli_epi32, _mm512_storeu_si512, _mm512_sub_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
-    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m512, __m512i, __mmask16, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_mul_ps, _mm512_or_si512,
+    _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps,
+    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
+use std::ops::Range;
 
 use super::buffer::Buffer;
 use super::element::Element;
 use super::elementwise::exp2;
 use super::gemm::{BLOCK, MicroKernel, Tile, padded_rows};
 
-/// How a token's query, key and value are divided among heads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a token's queries, keys and values are divided among heads.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Heads {
-    /// How many.
-    pub(crate) count: usize,
-    /// Width of each: 32 or 64.
+    /// Heads of queries.
+    pub(crate) query: usize,
+    /// Heads of keys and of values, each of which serves as many heads of queries.
+    pub(crate) key_value: usize,
+    /// Width of each in memory, a multiple of [`Heads::STEP`]: what is beyond the model's own is zero.
     pub(crate) size: usize,
+    /// What scores are multiplied with.
+    pub(crate) scale: f32,
 }
 
 impl Heads {
-    /// Widths that the kernel is written for.
-    pub(crate) const SIZES: [usize; 2] = [32, 64];
+    /// What widths are multiples of: the largest [`Element::STEP`].
+    pub(crate) const STEP: usize = 32;
 
-    /// Width of all of them together.
-    pub(crate) const fn hidden(self) -> usize {
-        self.count * self.size
+    /// Width of the queries of all heads, and of what they take over.
+    pub(crate) const fn width(&self) -> usize {
+        self.query * self.size
+    }
+
+    /// Width of queries, keys and values together.
+    pub(crate) const fn joined(&self) -> usize {
+        (self.query + 2 * self.key_value) * self.size
+    }
+
+    /// # Panics
+    ///
+    /// Unless the kernel can do them.
+    pub(super) fn check(&self) {
+        assert!(
+            self.query > 0
+                && self.key_value > 0
+                && self.query.is_multiple_of(self.key_value)
+                && self.size > 0
+                && self.size.is_multiple_of(Self::STEP),
+            "{self:?}"
+        );
+    }
+}
+
+/// What is added to scores, by head of queries and by how far a key is ahead of its query.
+#[derive(Debug)]
+pub(crate) struct Added {
+    /// `[heads][2 × longest − 1]`, from `1 − longest` on; times log₂e, as scores are.
+    values: Vec<f32>,
+    longest: usize,
+}
+
+impl Added {
+    /// Of `values` `[heads, 2 × longest − 1]`, from the distance `1 − longest` on.
+    ///
+    /// # Panics
+    ///
+    /// Unless there are so many.
+    pub(crate) fn new(values: &[f32], heads: usize, longest: usize) -> Self {
+        assert!(longest > 0 && values.len() == heads * (2 * longest - 1), "{} values", values.len());
+        let mut values: Vec<f32> = values.iter().map(|value| value * std::f32::consts::LOG2_E).collect();
+        // Blocks are read whole.
+        values.resize(values.len() + BLOCK, 0.0);
+        Self { values, longest }
+    }
+
+    /// What the query at `at` has added to the key at `first` and those after it.
+    fn of(&self, head: usize, at: usize, first: usize) -> &[f32] {
+        &self.values[head * (2 * self.longest - 1) + self.longest - 1 - at + first..]
+    }
+}
+
+/// Which keys a query sees, and what is added to its scores.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sight<'a> {
+    /// Whether it sees only its own token and those before.
+    pub(crate) causal: bool,
+    /// The greatest distance at which it sees a token.
+    pub(crate) reach: Option<usize>,
+    /// By distance.
+    pub(crate) added: Option<&'a Added>,
+}
+
+impl Sight<'_> {
+    /// The keys that the query at `at` sees, of a text of so many tokens.
+    fn of(&self, at: usize, length: usize) -> Range<usize> {
+        let reach = self.reach.unwrap_or(length);
+        let end = if self.causal { at + 1 } else { at.saturating_add(reach).saturating_add(1) };
+        at.saturating_sub(reach)..end.min(length)
     }
 }
 
@@ -68,22 +140,22 @@ impl<T: Element> Scratch<T> {
     }
 
     /// Whether it has room for a text of so many tokens.
-    pub(super) fn fits(&self, length: usize, heads: Heads) -> bool {
+    fn fits(&self, length: usize, heads: Heads) -> bool {
         length <= self.longest
             && self.keys.len() >= self.longest * heads.size
             && self.context.len() >= MAX_ROWS * heads.size
     }
 }
 
-/// One head's attention over one text of `length` tokens.
+/// What one head of keys and values, and the heads of queries that it serves, do over one text of `length` tokens.
 ///
-/// `qkv` is `[rows, 3 × hidden]` (query, key, value, of all heads each), from the text's first row on, with
-/// [`padded_rows`] of `length`; `context` is `[rows, hidden]` from there on.
+/// `joined` is `[rows, query + key + value]` ([`Heads::joined`]), from the text's first row on, with [`padded_rows`]
+/// of `length`; `context` is `[rows, width]` from there on.
 ///
 /// # Safety
 ///
 /// The CPU has `K`'s instructions, and the thread is ready for them. `context` has room for `length` rows, and
-/// nobody else reads or writes what this head writes there.
+/// nobody else reads or writes what these heads write there.
 ///
 /// # Panics
 ///
@@ -91,17 +163,22 @@ impl<T: Element> Scratch<T> {
 pub(super) unsafe fn head<K: MicroKernel>(
     heads: Heads,
     head: usize,
-    qkv: &[K::Element],
+    joined: &[K::Element],
     length: usize,
+    sight: Sight<'_>,
     scratch: &mut Scratch<K::Element>,
     context: *mut K::Element,
 ) {
-    assert!(Heads::SIZES.contains(&heads.size) && head < heads.count, "head {head} of {heads:?}");
+    heads.check();
+    assert!(head < heads.key_value, "head {head} of {heads:?}");
     assert!(scratch.fits(length, heads), "a text of {length} tokens, scratch for {}", scratch.longest);
-    assert!(qkv.len() >= padded_rows(length) * 3 * heads.hidden(), "{} values of {length} rows", qkv.len());
+    assert!(joined.len() >= padded_rows(length) * heads.joined(), "{} values of {length} rows", joined.len());
+    assert!(sight.added.is_none_or(|added| {
+        length <= added.longest && added.values.len() >= heads.query * (2 * added.longest - 1) + BLOCK
+    }));
     if length > 0 {
         // SAFETY: the rest was checked.
-        unsafe { text::<K>(heads, head, qkv, length, scratch, context) }
+        unsafe { text::<K>(heads, head, joined, length, sight, scratch, context) }
     }
 }
 
@@ -112,67 +189,86 @@ pub(super) unsafe fn head<K: MicroKernel>(
 unsafe fn text<K: MicroKernel>(
     heads: Heads,
     head: usize,
-    qkv: &[K::Element],
+    joined: &[K::Element],
     length: usize,
+    sight: Sight<'_>,
     scratch: &mut Scratch<K::Element>,
     context: *mut K::Element,
 ) {
     const { assert!(K::ROWS <= MAX_ROWS) };
-    let (hidden, size) = (heads.hidden(), heads.size);
-    let stride = 3 * hidden;
-    // Scores come in whole blocks, probabilities in whole steps.
-    let scored = length.next_multiple_of(BLOCK);
-    let steps = length.div_ceil(K::Element::STEP);
-    let weighed = steps * K::Element::STEP;
-    let scale = _mm512_set1_ps(std::f32::consts::LOG2_E / (size as f32).sqrt());
-    let Scratch { keys, values, scores, probabilities, context: sums, .. } = scratch;
-    // SAFETY: head `head` of `length` rows, and of the rows beyond that the caller has; the
-    // scratch has room for `longest` tokens, whole steps of them.
+    let Heads { query, key_value, size, scale } = heads;
+    let (stride, step) = (heads.joined(), K::Element::STEP);
+    let padded = length.next_multiple_of(step);
+    let Scratch { keys, values, .. } = scratch;
+    // SAFETY: a head of `length` rows, and of the rows beyond that the caller has; the scratch has room for `longest`
+    // tokens, whole steps of them.
     unsafe {
-        let query = qkv.as_ptr().add(head * size);
-        pack_keys(query.add(hidden), stride, length, size, keys.as_mut_ptr());
-        pack_values(query.add(2 * hidden), stride, length, size, values.as_mut_ptr());
+        let key = joined.as_ptr().add((query + head) * size);
+        pack_keys(key, stride, length, size, keys.as_mut_ptr());
+        pack_values(key.add(key_value * size), stride, length, size, values.as_mut_ptr());
+    }
+    let served = query / key_value;
+    let scale = _mm512_set1_ps(std::f32::consts::LOG2_E * scale);
+    for head in head * served..(head + 1) * served {
         for row in (0..length).step_by(K::ROWS) {
             let rows = (length - row).min(K::ROWS);
-            for column in (0..scored).step_by(K::BLOCKS * BLOCK) {
-                K::tile(Tile {
-                    a: query.add(row * stride),
-                    stride,
-                    rows,
-                    b: keys.as_ptr().add(column * size),
-                    blocks: ((scored - column) / BLOCK).min(K::BLOCKS),
-                    steps: size / K::Element::STEP,
-                    c: scores.as_mut_ptr().add(column),
-                    c_stride: scored,
-                });
-            }
-            let mut inverse = [0.0; MAX_ROWS];
-            for (row, inverse) in inverse.iter_mut().enumerate().take(rows) {
-                let sum = softmax(
-                    scores.as_ptr().add(row * scored),
-                    length,
-                    scale,
-                    probabilities.as_mut_ptr().add(row * weighed),
-                );
-                *inverse = 1.0 / sum;
-            }
-            for column in (0..size).step_by(K::BLOCKS * BLOCK) {
-                K::tile(Tile {
-                    a: probabilities.as_ptr(),
-                    stride: weighed,
-                    rows,
-                    b: values.as_ptr().add(column * weighed),
-                    blocks: ((size - column) / BLOCK).min(K::BLOCKS),
-                    steps,
-                    c: sums.as_mut_ptr().add(column),
-                    c_stride: size,
-                });
-            }
-            for (at, &inverse) in inverse[..rows].iter().enumerate() {
-                let to = context.add((row + at) * hidden + head * size);
-                for column in (0..size).step_by(BLOCK) {
-                    let sum = _mm512_loadu_ps(sums.as_ptr().add(at * size + column));
-                    K::Element::store(to.add(column), _mm512_mul_ps(sum, _mm512_set1_ps(inverse)));
+            // The first one sees the first of them, and the last one the last.
+            let first = sight.of(row, length).start / step * step;
+            let last = sight.of(row + rows - 1, length).end;
+            // Scores come in whole blocks, probabilities in whole steps.
+            let (scored, steps) = ((last - first).next_multiple_of(BLOCK), (last - first).div_ceil(step));
+            let weighed = steps * step;
+            let Scratch { keys, values, scores, probabilities, context: sums, .. } = &mut *scratch;
+            // SAFETY: as above; the caller's rows and room for the result.
+            unsafe {
+                for column in (0..scored).step_by(K::BLOCKS * BLOCK) {
+                    K::tile(Tile {
+                        a: joined.as_ptr().add(row * stride + head * size),
+                        stride,
+                        rows,
+                        b: keys.as_ptr().add((first + column) * size),
+                        b_stride: BLOCK * size,
+                        blocks: ((scored - column) / BLOCK).min(K::BLOCKS),
+                        steps: size / step,
+                        c: scores.as_mut_ptr().add(column),
+                        c_stride: scored,
+                    });
+                }
+                let mut inverse = [0.0; MAX_ROWS];
+                for (at, inverse) in inverse.iter_mut().enumerate().take(rows) {
+                    let seen = sight.of(row + at, length);
+                    let own = scores.as_mut_ptr().add(at * scored);
+                    let to = probabilities.as_mut_ptr().add(at * weighed);
+                    let seen = seen.start - first..seen.end - first;
+                    *inverse = match sight.added {
+                        Some(added) => {
+                            let added = added.of(head, row + at, first).as_ptr();
+                            add(own, added, scored, scale);
+                            softmax(own, seen, weighed, None, to)
+                        }
+                        None => softmax(own, seen, weighed, Some(scale), to),
+                    };
+                    *inverse = 1.0 / *inverse;
+                }
+                for column in (0..size).step_by(K::BLOCKS * BLOCK) {
+                    K::tile(Tile {
+                        a: probabilities.as_ptr(),
+                        stride: weighed,
+                        rows,
+                        b: values.as_ptr().add(column * padded + first * BLOCK),
+                        b_stride: BLOCK * padded,
+                        blocks: ((size - column) / BLOCK).min(K::BLOCKS),
+                        steps,
+                        c: sums.as_mut_ptr().add(column),
+                        c_stride: size,
+                    });
+                }
+                for (at, &inverse) in inverse[..rows].iter().enumerate() {
+                    let to = context.add((row + at) * heads.width() + head * size);
+                    for column in (0..size).step_by(BLOCK) {
+                        let sum = _mm512_loadu_ps(sums.as_ptr().add(at * size + column));
+                        K::Element::store(to.add(column), _mm512_mul_ps(sum, _mm512_set1_ps(inverse)));
+                    }
                 }
             }
         }
@@ -263,36 +359,82 @@ fn transpose(rows: &[__m512i; 16]) -> [__m512i; 16] {
     columns
 }
 
-/// Turns the first `length` scores into 2^(`scale` × (score − largest)), rounded, in whole steps,
-/// zeros beyond; returns their sum.
+/// Scales `scores`, whole blocks, and adds to them.
 ///
 /// # Safety
 ///
-/// `scores` are whole blocks, `to` has room for whole steps.
+/// So many can be read and written; as many of `added` can be read.
 #[target_feature(enable = "avx512f")]
-unsafe fn softmax<T: Element>(scores: *const f32, length: usize, scale: __m512, to: *mut T) -> f32 {
-    let last = (length - 1) / BLOCK * BLOCK;
-    let there = u16::MAX >> (BLOCK - (length - last));
+unsafe fn add(scores: *mut f32, added: *const f32, count: usize, scale: __m512) {
+    for at in (0..count).step_by(BLOCK) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let (score, added) = (_mm512_loadu_ps(scores.add(at)), _mm512_loadu_ps(added.add(at)));
+            _mm512_storeu_ps(scores.add(at), _mm512_fmadd_ps(score, scale, added));
+        }
+    }
+}
+
+/// Which of the 16 places from `at` on are in `seen`.
+fn places(seen: &Range<usize>, at: usize) -> __mmask16 {
+    let from = |place: usize| u16::MAX.checked_shl(place as u32).unwrap_or(0);
+    from(seen.start.saturating_sub(at)) & !from(seen.end.saturating_sub(at))
+}
+
+/// Turns the scores that are `seen` into 2^(`scale` × (score − largest)), rounded; zeros before and behind them, up to
+/// `count`, which are whole steps. Returns their sum. Without a scale it is 1.
+///
+/// # Safety
+///
+/// Of `scores`, the whole blocks in which any is seen can be read, and some are seen; `to` has room for `count`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn softmax<T: Element>(
+    scores: *const f32,
+    seen: Range<usize>,
+    count: usize,
+    scale: Option<__m512>,
+    to: *mut T,
+) -> f32 {
+    let (first, last) = (seen.start / BLOCK * BLOCK, (seen.end - 1) / BLOCK * BLOCK);
+    let (begins, ends) = (places(&seen, first), places(&seen, last));
+    let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
     // SAFETY: whole blocks, as the caller promises.
     unsafe {
-        let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
-        let ending = _mm512_mask_blend_ps(there, lowest, _mm512_loadu_ps(scores.add(last)));
-        let mut largest = ending;
-        for at in (0..last).step_by(BLOCK) {
-            largest = _mm512_max_ps(largest, _mm512_loadu_ps(scores.add(at)));
+        let load = |at: usize| _mm512_loadu_ps(scores.add(at));
+        let (beginning, ending) = (
+            _mm512_mask_blend_ps(begins, lowest, load(first)),
+            _mm512_mask_blend_ps(ends, lowest, load(last)),
+        );
+        let mut largest = _mm512_max_ps(beginning, ending);
+        for at in (first + BLOCK..last).step_by(BLOCK) {
+            largest = _mm512_max_ps(largest, load(at));
         }
         let largest = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
-        let weigh = |scores| exp2(_mm512_mul_ps(_mm512_sub_ps(scores, largest), scale));
+        let weigh = |scores| {
+            let below = _mm512_sub_ps(scores, largest);
+            exp2(match scale {
+                Some(scale) => _mm512_mul_ps(below, scale),
+                None => below,
+            })
+        };
         let mut sum = _mm512_setzero_ps();
-        for at in (0..last).step_by(BLOCK) {
-            let weights = weigh(_mm512_loadu_ps(scores.add(at)));
+        for at in (0..first).step_by(BLOCK) {
+            T::store(to.add(at), _mm512_setzero_ps());
+        }
+        if first < last {
+            sum = _mm512_maskz_mov_ps(begins, weigh(beginning));
+            T::store(to.add(first), sum);
+        }
+        for at in (first + BLOCK..last).step_by(BLOCK) {
+            let weights = weigh(load(at));
             sum = _mm512_add_ps(sum, weights);
             T::store(to.add(at), weights);
         }
-        let weights = _mm512_maskz_mov_ps(there, weigh(ending));
+        let weights = _mm512_maskz_mov_ps(ends, weigh(ending));
         sum = _mm512_add_ps(sum, weights);
         T::store(to.add(last), weights);
-        for at in (last + BLOCK..length.next_multiple_of(T::STEP)).step_by(BLOCK) {
+        for at in (last + BLOCK..count).step_by(BLOCK) {
             T::store(to.add(at), _mm512_setzero_ps());
         }
         _mm512_reduce_add_ps(sum)
@@ -309,24 +451,29 @@ mod tests {
     use super::super::scalar;
     use super::*;
 
+    /// As many heads of keys as of queries, all of their width counting.
+    fn plain(count: usize, size: usize) -> Heads {
+        Heads { query: count, key_value: count, size, scale: 1.0 / (size as f32).sqrt() }
+    }
+
     /// All heads over a text that begins at row `first`.
     fn attention<K: MicroKernel>(
         _: Isa<K>,
         all: Heads,
-        qkv: &[K::Element],
-        first: usize,
-        length: usize,
+        joined: &[K::Element],
+        (first, length): (usize, usize),
+        sight: Sight<'_>,
         scratch: &mut Scratch<K::Element>,
         context: &mut [K::Element],
     ) {
-        let hidden = all.hidden();
-        assert_eq!(context.len(), (first + length) * hidden);
-        let (qkv, context) = (&qkv[first * 3 * hidden..], context[first * hidden..].as_mut_ptr());
+        assert_eq!(context.len(), (first + length) * all.width());
+        let (joined, context) =
+            (&joined[first * all.joined()..], context[first * all.width()..].as_mut_ptr());
         // SAFETY: the CPU has the instructions, or they are emulated; nobody else has the context.
         unsafe {
             let _ready = K::ready();
-            for at in 0..all.count {
-                head::<K>(all, at, qkv, length, scratch, context);
+            for at in 0..all.key_value {
+                head::<K>(all, at, joined, length, sight, scratch, context);
             }
         }
     }
@@ -335,25 +482,31 @@ mod tests {
     fn check<K: MicroKernel>(
         isa: Isa<K>,
         heads: Heads,
-        length: usize,
-        first: usize,
+        (first, length): (usize, usize),
+        sight: Sight<'_>,
         scale: f32,
         against: Against,
     ) {
-        let hidden = heads.hidden();
-        let own: Vec<f32> = numbers(length * 3 * hidden, 9).iter().map(|x| x * scale).collect();
+        let (joined, width) = (heads.joined(), heads.width());
+        let own: Vec<f32> = numbers(length * joined, 9).iter().map(|x| x * scale).collect();
         let own: Vec<K::Element> = rounded(&own);
-        let mut all = vec![K::Element::of(f32::NAN); padded_rows(first + length) * 3 * hidden];
-        all[first * 3 * hidden..][..own.len()].copy_from_slice(&own);
-        let qkv = Guarded::of(&all, against);
-        let mut context = Guarded::of(&vec![K::Element::of(1.0); (first + length) * hidden], against);
+        let mut all = vec![K::Element::of(f32::NAN); padded_rows(first + length) * joined];
+        all[first * joined..][..own.len()].copy_from_slice(&own);
+        let all = Guarded::of(&all, against);
+        let mut context = Guarded::of(&vec![K::Element::of(1.0); (first + length) * width], against);
         let mut scratch = Scratch::new(length, heads);
-        attention(isa, heads, &qkv, first, length, &mut scratch, &mut context);
-        let expected = scalar::attention(&own, length, heads.count, heads.size);
+        attention(isa, heads, &all, (first, length), sight, &mut scratch, &mut context);
+        let expected = scalar::attention(&own, length, heads, |head, query, key| {
+            if !sight.of(query, length).contains(&key) {
+                return f64::NEG_INFINITY;
+            }
+            let added = |added: &Added| f64::from(added.of(head, query, key)[0]) * std::f64::consts::LN_2;
+            sight.added.map_or(0.0, added)
+        });
         // Probabilities and the result are rounded each; what scores are off by, grows with them.
         let scores = (f64::from(scale).powi(2) * heads.size as f64 * f64::from(f32::EPSILON)).min(1.0 / 64.0);
         let bound = f64::from(scale) * (2.0 * rounding::<K::Element>() + scores);
-        for (at, (&got, expected)) in context[first * hidden..].iter().zip(&expected).enumerate() {
+        for (at, (&got, expected)) in context[first * width..].iter().zip(&expected).enumerate() {
             assert!(
                 (got.into() - expected).abs() <= bound,
                 "{got:?} for {expected} at {at} of {length} tokens, {heads:?}, {}",
@@ -361,21 +514,64 @@ mod tests {
             );
         }
         assert!(
-            context[..first * hidden].iter().all(|&value| value == K::Element::of(1.0)),
+            context[..first * width].iter().all(|&value| value == K::Element::of(1.0)),
             "another text's rows"
         );
     }
 
     #[test]
     fn every_remainder_of_lengths_is_what_the_scalar_twin_says() {
+        let all = Sight::default();
         for_each_isa!(|isa| {
             for length in [1, 2, 6, 7, 15, 16, 17, 31, 32, 33, 48, 65] {
-                for size in Heads::SIZES {
-                    check(isa, Heads { count: 2, size }, length, 3, 1.0, Against::End);
+                for size in [32, 64, 96] {
+                    check(isa, plain(2, size), (3, length), all, 1.0, Against::End);
                 }
             }
-            check(isa, Heads { count: 1, size: 32 }, 40, 0, 1.0, Against::Start);
-            check(isa, Heads { count: 1, size: 64 }, 130, 0, 1.0, Against::End);
+            check(isa, plain(1, 32), (0, 40), all, 1.0, Against::Start);
+            check(isa, plain(1, 64), (0, 130), all, 1.0, Against::End);
+            check(isa, plain(1, 256), (0, 9), all, 1.0, Against::End);
+        });
+    }
+
+    #[test]
+    fn queries_see_what_is_near_or_before_them() {
+        for_each_isa!(|isa| {
+            for length in [1, 5, 16, 33, 70, 130] {
+                for reach in [None, Some(0), Some(1), Some(8), Some(16), Some(40), Some(1000)] {
+                    for causal in [false, true] {
+                        let sight = Sight { causal, reach, added: None };
+                        check(isa, plain(2, 32), (1, length), sight, 1.0, Against::End);
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn heads_of_queries_share_those_of_keys() {
+        let sight = Sight { causal: true, ..Sight::default() };
+        for_each_isa!(|isa| {
+            for (query, key_value) in [(4, 1), (4, 2), (6, 3)] {
+                let heads = Heads { query, key_value, size: 32, scale: 0.3 };
+                check(isa, heads, (2, 37), sight, 1.0, Against::End);
+            }
+        });
+    }
+
+    #[test]
+    fn numbers_are_added_by_head_and_distance() {
+        for_each_isa!(|isa| {
+            for length in [1, 16, 33, 50] {
+                for longest in [length, length + 7] {
+                    let heads = plain(3, 32);
+                    let added = Added::new(&numbers(3 * (2 * longest - 1), 4), 3, longest);
+                    for reach in [None, Some(5)] {
+                        let sight = Sight { causal: false, reach, added: Some(&added) };
+                        check(isa, heads, (1, length), sight, 1.0, Against::End);
+                    }
+                }
+            }
         });
     }
 
@@ -383,7 +579,7 @@ mod tests {
     fn large_and_tiny_scores_make_probabilities_all_the_same() {
         for_each_isa!(|isa| {
             for scale in [1e-20, 1e-3, 30.0, 1e6] {
-                check(isa, Heads { count: 2, size: 32 }, 37, 0, scale, Against::End);
+                check(isa, plain(2, 32), (0, 37), Sight::default(), scale, Against::End);
             }
         });
     }
@@ -391,12 +587,12 @@ mod tests {
     #[test]
     fn a_scratch_that_was_used_for_a_longer_text_leaves_nothing_behind() {
         for_each_isa!(|isa| {
-            let heads = Heads { count: 1, size: 32 };
-            let qkv = rounded(&numbers(padded_rows(64) * 96, 11));
+            let heads = plain(1, 32);
+            let joined = rounded(&numbers(padded_rows(64) * 96, 11));
             let mut scratch = Scratch::new(64, heads);
             let run = |length: usize, scratch: &mut Scratch<_>| {
                 let mut context = rounded(&vec![0.0; length * 32]);
-                attention(isa, heads, &qkv, 0, length, scratch, &mut context);
+                attention(isa, heads, &joined, (0, length), Sight::default(), scratch, &mut context);
                 context
             };
             let fresh = run(5, &mut Scratch::new(5, heads));
@@ -426,11 +622,13 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn any_length_is_what_the_scalar_twin_says(
-            length in 1usize..100, first in 0usize..5, count in 1usize..4, wide: bool,
+            length in 1usize..100, first in 0usize..5, count in 1usize..4, wide: bool, causal: bool,
+            reach in proptest::option::of(0usize..100),
         ) {
             for_each_isa!(|isa| {
-                let heads = Heads { count, size: if wide { 64 } else { 32 } };
-                check(isa, heads, length, first, 1.0, Against::End);
+                let heads = plain(count, if wide { 64 } else { 32 });
+                let sight = Sight { causal, reach, added: None };
+                check(isa, heads, (first, length), sight, 1.0, Against::End);
             });
         }
     }

@@ -32,8 +32,16 @@ pub(crate) trait Element: Number + Debug + PartialEq + Into<f64> + Send + Sync +
     /// Whether it holds less than an f32.
     const ROUNDS: bool;
 
+    /// What a width is padded to.
+    fn padded(width: usize) -> usize {
+        width.next_multiple_of(Self::STEP)
+    }
+
     /// The nearest one; of two, the even one.
     fn of(value: f32) -> Self;
+
+    /// The same number as an f32.
+    fn widen(self) -> f32;
 
     /// Where operands are the residual stream: `state` itself, or what `LayerNorm` `rounded` of it.
     fn operands<'a>(state: &'a Common<f32>, rounded: &'a Common<Self>) -> &'a Common<Self>;
@@ -65,6 +73,12 @@ impl Element for bf16 {
 
     fn of(value: f32) -> Self {
         Self::from_f32(value)
+    }
+
+    #[inline]
+    fn widen(self) -> f32 {
+        // What `to_f32` does, but without a look at NaN, which would stay one.
+        f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 
     fn operands<'a>(_: &'a Common<f32>, rounded: &'a Common<Self>) -> &'a Common<Self> {
@@ -116,6 +130,11 @@ impl Element for f32 {
 
     fn of(value: f32) -> Self {
         value
+    }
+
+    #[inline]
+    fn widen(self) -> f32 {
+        self
     }
 
     fn operands<'a>(state: &'a Common<f32>, _: &'a Common<Self>) -> &'a Common<Self> {

@@ -1,10 +1,10 @@
-//! Functions of single values and of single rows: activations, exponential, `LayerNorm`.
+//! Functions of single values and of single rows: activations, exponential, norms.
 
 use std::arch::x86_64::{
     __m512, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm512_abs_ps, _mm512_add_ps, _mm512_castps_si512,
-    _mm512_div_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_max_ps, _mm512_min_ps,
-    _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_reduce_add_ps, _mm512_roundscale_ps, _mm512_scalef_ps,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps, _mm512_sub_ps,
+    _mm512_div_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_maskz_sub_ps, _mm512_max_ps,
+    _mm512_min_ps, _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_reduce_add_ps, _mm512_roundscale_ps,
+    _mm512_scalef_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps, _mm512_sub_ps,
 };
 
 use super::element::Element;
@@ -122,6 +122,14 @@ pub(super) fn relu(x: __m512) -> __m512 {
     _mm512_max_ps(_mm512_setzero_ps(), x)
 }
 
+/// x times the logistic function of it (Elfwing et al., 2017).
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn silu(x: __m512) -> __m512 {
+    let falling = exp2(_mm512_mul_ps(x, _mm512_set1_ps(-std::f32::consts::LOG2_E)));
+    _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0), falling))
+}
+
 /// 2^x, within 1.7e-7 of its value; 0 and infinity where f32 has no such number.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -130,80 +138,177 @@ pub(super) fn exp2(x: __m512) -> __m512 {
     _mm512_scalef_ps(polynomial(&EXP2, _mm512_sub_ps(x, whole)), whole)
 }
 
-/// The parameters of a `LayerNorm` (Ba et al., 2016).
+/// The parameters of a `LayerNorm` (Ba et al., 2016) or an `RMSNorm` (Zhang and Sennrich, 2019).
 #[derive(Debug)]
-pub(crate) struct LayerNorm {
+pub(crate) struct Norm {
     /// One a column.
     pub(crate) weight: Vec<f32>,
     /// One a column.
     pub(crate) bias: Vec<f32>,
-    /// Added to the variance.
+    /// Added to the variance, or to the mean of squares.
     pub(crate) eps: f32,
+    /// Whether the mean is subtracted first, as `LayerNorm` does it.
+    pub(crate) centred: bool,
+    /// How many columns count: those beyond are padding, where all rows and parameters are zero.
+    pub(crate) columns: usize,
 }
 
-impl LayerNorm {
+impl Norm {
+    /// With parameters for `width` columns, padding included.
+    ///
     /// # Panics
     ///
-    /// Unless it is of so many columns, and of a number that the kernel can do.
-    pub(super) fn check(&self, columns: usize) {
+    /// Where there are fewer.
+    pub(crate) fn padded(mut self, width: usize) -> Self {
+        assert!(self.weight.len() <= width, "a norm of {} columns in {width}", self.weight.len());
+        self.weight.resize(width, 0.0);
+        self.bias.resize(width, 0.0);
+        self
+    }
+
+    /// # Panics
+    ///
+    /// Unless it is of rows so wide, and of a number that the kernel can do.
+    pub(super) fn check(&self, width: usize) {
         assert!(
-            columns > 0
-                && columns.is_multiple_of(BLOCK)
-                && [&self.weight, &self.bias].iter().all(|values| values.len() == columns),
-            "LayerNorm of {columns}"
+            width > 0
+                && width.is_multiple_of(BLOCK)
+                && (1..=width).contains(&self.columns)
+                && [&self.weight, &self.bias].iter().all(|values| values.len() == width),
+            "a norm of {} columns in {width}",
+            self.columns
         );
     }
 
-    /// Normalises each row of `x` `[rows, columns]` in place. Where operands of products hold less than
-    /// an f32, writes them to `rounded` `[rows, columns]`, too, which is not touched otherwise. Columns
-    /// are a multiple of [`BLOCK`].
+    /// Normalises each row of `x` `[rows, width]` in place. Where operands of products hold less than
+    /// an f32, writes them to `rounded` `[rows, width]`, too, which is not touched otherwise.
     ///
     /// # Panics
     ///
     /// Where a size does not fit.
     pub(crate) fn forward<K: MicroKernel>(&self, _: Isa<K>, x: &mut [f32], rounded: &mut [K::Element]) {
-        let columns = self.weight.len();
-        self.check(columns);
-        assert!(x.len().is_multiple_of(columns), "whole rows");
+        self.check_rows(x.len());
         assert!(!K::Element::ROUNDS || rounded.len() >= x.len(), "room for {} rounded values", x.len());
-        for (row, x) in x.chunks_exact_mut(columns).enumerate() {
-            let rounded = if K::Element::ROUNDS { &mut rounded[row * columns..][..columns] } else { &mut [] };
-            // SAFETY: every instruction set includes AVX-512; the sizes were checked.
-            unsafe { self.row(x, rounded) };
+        // SAFETY: every instruction set includes AVX-512; the sizes were checked.
+        unsafe { self.in_place(x, rounded) };
+    }
+
+    /// Writes the normalised rows of `x` `[rows, width]` to `to` `[rows, width]`.
+    ///
+    /// # Panics
+    ///
+    /// Where a size does not fit.
+    pub(crate) fn apart<K: MicroKernel>(&self, _: Isa<K>, x: &[f32], to: &mut [K::Element]) {
+        self.check_rows(x.len());
+        assert_eq!(to.len(), x.len(), "as many values");
+        // SAFETY: every instruction set includes AVX-512; the sizes were checked.
+        unsafe { self.into(x, to) };
+    }
+
+    /// Adds the normalised rows of `x` `[rows, width]` to those of `to` `[rows, width]`.
+    ///
+    /// # Panics
+    ///
+    /// Where a size does not fit.
+    pub(crate) fn add<K: MicroKernel>(&self, _: Isa<K>, x: &[f32], to: &mut [f32]) {
+        self.check_rows(x.len());
+        assert_eq!(to.len(), x.len(), "as many values");
+        // SAFETY: every instruction set includes AVX-512; the sizes were checked.
+        unsafe { self.onto(x, to) };
+    }
+
+    fn check_rows(&self, values: usize) {
+        let width = self.weight.len();
+        self.check(width);
+        assert!(values.is_multiple_of(width), "whole rows of {width}, and no {values} values");
+    }
+
+    /// # Safety
+    ///
+    /// As [`Self::forward`] checks it; the CPU has AVX-512, and computes with `T`.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn in_place<T: Element>(&self, x: &mut [f32], rounded: &mut [T]) {
+        for at in (0..x.len()).step_by(self.weight.len()) {
+            let to = x[at..].as_mut_ptr();
+            let rounded = if T::ROUNDS { rounded[at..].as_mut_ptr() } else { rounded.as_mut_ptr() };
+            // SAFETY: whole rows; each value is read for the last time before it is written.
+            unsafe {
+                self.row(to, |column, y| {
+                    _mm512_storeu_ps(to.add(column), y);
+                    if T::ROUNDS {
+                        T::store(rounded.add(column), y);
+                    }
+                });
+            }
         }
     }
 
     /// # Safety
     ///
-    /// `x` has `self`'s columns, a multiple of [`BLOCK`]; so has `rounded`, where `T` rounds. The CPU has
-    /// AVX-512, and computes with `T`.
+    /// As [`Self::apart`] checks it; the CPU has AVX-512, and computes with `T`.
     #[target_feature(enable = "avx512f")]
-    unsafe fn row<T: Element>(&self, x: &mut [f32], rounded: &mut [T]) {
-        let columns = x.len();
-        let at = (0..columns).step_by(BLOCK);
+    unsafe fn into<T: Element>(&self, x: &[f32], to: &mut [T]) {
+        for at in (0..x.len()).step_by(self.weight.len()) {
+            let to = to[at..].as_mut_ptr();
+            // SAFETY: whole rows.
+            unsafe { self.row(x[at..].as_ptr(), |column, y| T::store(to.add(column), y)) };
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Self::add`] checks it; the CPU has AVX-512.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn onto(&self, x: &[f32], to: &mut [f32]) {
+        for at in (0..x.len()).step_by(self.weight.len()) {
+            let to = to[at..].as_mut_ptr();
+            // SAFETY: whole rows.
+            unsafe {
+                self.row(x[at..].as_ptr(), |column, y| {
+                    let to = to.add(column);
+                    _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), y));
+                });
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `x` has as many columns as there are parameters, which were checked. The CPU has AVX-512.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn row(&self, x: *const f32, store: impl Fn(usize, __m512)) {
+        let at = (0..self.weight.len()).step_by(BLOCK);
+        let count = self.columns as f32;
         // SAFETY: as the caller promises.
         unsafe {
-            let mut sum = _mm512_setzero_ps();
-            for at in at.clone() {
-                sum = _mm512_add_ps(sum, _mm512_loadu_ps(x.as_ptr().add(at)));
+            let load = |at: usize| _mm512_loadu_ps(x.add(at));
+            let mut mean = _mm512_setzero_ps();
+            if self.centred {
+                for at in at.clone() {
+                    mean = _mm512_add_ps(mean, load(at));
+                }
+                mean = _mm512_set1_ps(_mm512_reduce_add_ps(mean) / count);
             }
-            let mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / columns as f32);
             let mut squares = _mm512_setzero_ps();
-            for at in at.clone() {
-                let centred = _mm512_sub_ps(_mm512_loadu_ps(x.as_ptr().add(at)), mean);
+            // Padding is zero, and so is not its distance to the mean.
+            let whole = self.columns / BLOCK * BLOCK;
+            for at in (0..whole).step_by(BLOCK) {
+                let centred = _mm512_sub_ps(load(at), mean);
                 squares = _mm512_fmadd_ps(centred, centred, squares);
             }
-            let variance = _mm512_reduce_add_ps(squares) / columns as f32;
+            if whole < self.columns {
+                let there = u16::MAX >> (BLOCK - (self.columns - whole));
+                let centred = _mm512_maskz_sub_ps(there, load(whole), mean);
+                squares = _mm512_fmadd_ps(centred, centred, squares);
+            }
+            let variance = _mm512_reduce_add_ps(squares) / count;
             let scale = _mm512_set1_ps(1.0 / (variance + self.eps).sqrt());
             for at in at {
-                let centred = _mm512_sub_ps(_mm512_loadu_ps(x.as_ptr().add(at)), mean);
+                let centred = _mm512_sub_ps(load(at), mean);
                 let weight = _mm512_loadu_ps(self.weight.as_ptr().add(at));
                 let bias = _mm512_loadu_ps(self.bias.as_ptr().add(at));
-                let y = _mm512_fmadd_ps(_mm512_mul_ps(centred, scale), weight, bias);
-                _mm512_storeu_ps(x.as_mut_ptr().add(at), y);
-                if T::ROUNDS {
-                    T::store(rounded.as_mut_ptr().add(at), y);
-                }
+                store(at, _mm512_fmadd_ps(_mm512_mul_ps(centred, scale), weight, bias));
             }
         }
     }
@@ -239,9 +344,10 @@ mod tests {
         }
         let mut values: Vec<f32> = (-400_000..=400_000).map(|x| x as f32 * 3e-5).collect();
         values.extend([0.0, -0.0, f32::MIN_POSITIVE, 1e-42, 50.0, -50.0, 1e10, -1e10, 1e30]);
-        let functions: [(&str, Vector, fn(f64) -> f64, f64); 3] = [
+        let functions: [(&str, Vector, fn(f64) -> f64, f64); 4] = [
             ("gelu", gelu, scalar::gelu, 2.5e-8),
             ("gelu_tanh", gelu_tanh, scalar::gelu_tanh, 1e-7),
+            ("silu", silu, scalar::silu, 1e-7),
             ("relu", relu, |x| x.max(0.0), 0.0),
         ];
         for (name, vector, exact, bound) in functions {
@@ -274,28 +380,41 @@ mod tests {
         assert!(map(&[1e30], exp2)[0].is_infinite() && map(&[-1e30], exp2)[0].to_bits() == 0);
     }
 
+    /// Rows of so many columns that count, padded to `width`.
     fn check<K: MicroKernel>(
         isa: Isa<K>,
-        columns: usize,
+        (columns, width): (usize, usize),
         rows: usize,
-        offset: f32,
-        scale: f32,
+        (offset, scale): (f32, f32),
         against: Against,
     ) {
-        let norm = LayerNorm { weight: numbers(columns, 1), bias: numbers(columns, 2), eps: 1e-5 };
-        let x: Vec<f32> = numbers(columns * rows, 3).iter().map(|x| offset + x * scale).collect();
-        let mut y = Guarded::of(&x, against);
-        let mut rounded =
-            Guarded::of(&vec![K::Element::of(0.0); if K::Element::ROUNDS { x.len() } else { 0 }], against);
-        norm.forward(isa, &mut y, &mut rounded);
-        for (row, x) in x.chunks_exact(columns).enumerate() {
-            let expected = scalar::layer_norm(x, &norm.weight, &norm.bias, 1e-5);
-            for (at, expected) in expected.into_iter().enumerate() {
-                let at = row * columns + at;
-                // The mean is off by a rounding of the numbers that it is taken from.
-                let bound = 1e-5 + f64::from(f32::EPSILON * 4.0 * offset.abs() / scale);
-                assert!((f64::from(y[at]) - expected).abs() <= bound, "{} for {expected} at {at}", y[at]);
-                assert!(!K::Element::ROUNDS || rounded[at] == K::Element::of(y[at]), "{} of {}", at, y[at]);
+        for centred in [true, false] {
+            let norm =
+                Norm { weight: numbers(columns, 1), bias: numbers(columns, 2), eps: 1e-5, centred, columns };
+            let norm = norm.padded(width);
+            let mut x: Vec<f32> = numbers(width * rows, 3).iter().map(|x| offset + x * scale).collect();
+            x.chunks_exact_mut(width).for_each(|row| row[columns..].fill(0.0));
+            let zeros = || vec![K::Element::of(0.0); x.len()];
+            let mut y = Guarded::of(&x, against);
+            let mut rounded = Guarded::of(&if K::Element::ROUNDS { zeros() } else { vec![] }, against);
+            norm.forward(isa, &mut y, &mut rounded);
+            let from = Guarded::of(&x, against);
+            let mut apart = Guarded::of(&zeros(), against);
+            norm.apart(isa, &from, &mut apart);
+            let mut sums = Guarded::of(&vec![1.0; x.len()], against);
+            norm.add(isa, &from, &mut sums);
+            for (row, x) in x.chunks_exact(width).enumerate() {
+                let expected = scalar::norm(x, &norm).into_iter().chain(std::iter::repeat(0.0));
+                for (at, expected) in expected.take(width).enumerate() {
+                    let at = row * width + at;
+                    // The mean is off by a rounding of the numbers that it is taken from.
+                    let bound = 1e-5 + f64::from(f32::EPSILON * 4.0 * offset.abs() / scale);
+                    assert!((f64::from(y[at]) - expected).abs() <= bound, "{} for {expected} at {at}", y[at]);
+                    let operand = K::Element::of(y[at]);
+                    assert!(!K::Element::ROUNDS || rounded[at] == operand, "{at} of {}", y[at]);
+                    assert_eq!(apart[at], operand, "apart at {at}");
+                    assert!((sums[at] - y[at] - 1.0).abs() < 1e-5, "{} at {at}, of {}", sums[at], y[at]);
+                }
             }
         }
     }
@@ -303,16 +422,26 @@ mod tests {
     #[test]
     fn rows_far_from_zero_and_nearly_constant_are_normalised() {
         for_each_isa!(|isa| {
-            check(isa, 384, 3, 100.0, 1.0, Against::End);
-            check(isa, 16, 1, 0.0, 1e4, Against::Start);
-            check(isa, 1024, 2, -3.0, 0.1, Against::End);
+            check(isa, (384, 384), 3, (100.0, 1.0), Against::End);
+            check(isa, (16, 16), 1, (0.0, 1e4), Against::Start);
+            check(isa, (1024, 1024), 2, (-3.0, 0.1), Against::End);
+        });
+    }
+
+    #[test]
+    fn padding_does_not_count_and_stays_zero() {
+        for_each_isa!(|isa| {
+            for (columns, width) in [(1, 16), (15, 16), (17, 32), (312, 320), (48, 64), (33, 64)] {
+                check(isa, (columns, width), 3, (5.0, 1.0), Against::End);
+            }
         });
     }
 
     #[test]
     fn a_constant_row_becomes_the_bias() {
         for_each_isa!(|isa| {
-            let norm = LayerNorm { weight: vec![2.0; 32], bias: vec![0.5; 32], eps: 1e-12 };
+            let (weight, bias) = (vec![2.0; 32], vec![0.5; 32]);
+            let norm = Norm { weight, bias, eps: 1e-12, centred: true, columns: 32 };
             let mut x = [7.0; 32];
             let mut rounded = rounded(&[0.0; 32]);
             norm.forward(isa, &mut x, &mut rounded);
@@ -322,9 +451,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_row_is_what_the_scalar_twin_says(blocks in 1usize..70, rows in 1usize..5) {
+        fn any_row_is_what_the_scalar_twin_says(columns in 1usize..1100, rows in 1usize..5) {
             for_each_isa!(|isa| {
-                check(isa, blocks * BLOCK, rows, 0.0, 1.0, Against::End);
+                check(isa, (columns, columns.next_multiple_of(BLOCK)), rows, (0.0, 1.0), Against::End);
             });
         }
     }

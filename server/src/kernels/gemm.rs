@@ -13,14 +13,15 @@
 mod amx;
 mod avx512;
 
-use std::arch::x86_64::{__m512, _mm512_add_ps, _mm512_loadu_ps, _mm512_storeu_ps};
+use std::arch::x86_64::{__m512, _mm512_add_ps, _mm512_loadu_ps, _mm512_mul_ps, _mm512_storeu_ps};
 use std::fmt::Debug;
 use std::marker::PhantomData;
 
 use super::buffer::Buffer;
 use super::cpu::{Cpu, InstructionSet};
 use super::element::Element;
-use super::elementwise::{gelu, gelu_tanh, relu};
+use super::elementwise::{gelu, gelu_tanh, relu, silu};
+use crate::model::encoder::HiddenAct;
 
 pub(crate) use amx::Amx;
 pub(crate) use avx512::Avx512;
@@ -78,26 +79,36 @@ impl<T: Element> Packed<T> {
     }
 }
 
-/// What a linear layer does with its result before it stores it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Activation {
-    /// GELU by the error function.
-    Gelu,
-    /// GELU by the tanh approximation.
-    GeluTanh,
-    /// max(0, x).
-    Relu,
-}
-
 /// Where the result goes: `[rows, columns]`, row by row, of which others may write other columns.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Target<T> {
     /// Rounded to the element of operands.
     Store(*mut T),
     /// Activated, then rounded to it.
-    Activate(Activation, *mut T),
+    Activate(HiddenAct, *mut T),
+    /// The first half of each panel's columns activated and multiplied with the second half, then rounded: the target
+    /// has half as many columns, and all panels are whole ([`gated_rows`]).
+    Gate(HiddenAct, *mut T),
+    /// As it is.
+    Put(*mut f32),
     /// Added to what is there: a residual.
     Add(*mut f32),
+}
+
+/// What the columns of one half of a gated layer are padded to: whole halves of panels of any micro-kernel, and whole
+/// steps of the next product.
+pub(super) const GATED: usize = 32;
+
+/// The order of a gated layer's rows: those of its first half, which are activated, and those of the second one, in
+/// turns of half a panel; `None` is padding. There are `inner` of either.
+pub(super) fn gated_rows<K: MicroKernel>(inner: usize) -> impl Iterator<Item = Option<usize>> {
+    const { assert!(GATED.is_multiple_of(K::BLOCKS * BLOCK / 2) && GATED.is_multiple_of(K::Element::STEP)) };
+    let half = K::BLOCKS * BLOCK / 2;
+    let turns = inner.next_multiple_of(GATED) / half;
+    let rows = move |turn: usize, part: usize| {
+        (turn * half..(turn + 1) * half).map(move |row| (row < inner).then_some(part * inner + row))
+    };
+    (0..turns).flat_map(move |turn| rows(turn, 0).chain(rows(turn, 1)))
 }
 
 /// How many panels of columns the micro-kernel goes through a weight in.
@@ -126,6 +137,8 @@ pub(super) unsafe fn panel<K: MicroKernel>(
     assert!(x.len() >= padded_rows(rows) * weight.depth, "input of {} for {rows} rows", x.len());
     assert_eq!(bias.len(), weight.columns, "a bias for each column");
     assert!(panel < panels_of::<K>(weight), "panel {panel} of {} columns", weight.columns);
+    let is_gated = matches!(target, Target::Gate(..));
+    assert!(!is_gated || weight.columns.is_multiple_of(K::BLOCKS * BLOCK), "whole panels of a gated layer");
     // SAFETY: the rest was checked.
     unsafe { tiles::<K>(x, rows, weight, bias, panel * K::BLOCKS * BLOCK, target) }
 }
@@ -139,8 +152,10 @@ pub(crate) struct Tile<T> {
     pub(crate) stride: usize,
     /// How many, up to [`MicroKernel::ROWS`].
     pub(crate) rows: usize,
-    /// Its first block of the packed right operand; the others follow.
+    /// Its first block of the packed right operand.
     pub(crate) b: *const T,
+    /// What the blocks of `b` are apart, in elements.
+    pub(crate) b_stride: usize,
     /// How many, up to [`MicroKernel::BLOCKS`].
     pub(crate) blocks: usize,
     /// The depth, in [`Element::STEP`]s.
@@ -176,7 +191,7 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
     /// # Safety
     ///
     /// The CPU has the instructions, and the thread is [`Self::ready`]. Rows and blocks are at least 1.
-    /// Of `a`, [`padded_rows`] of `rows` can be read to the depth; of `b`, `blocks × steps` × [`BLOCK`]
+    /// Of `a`, [`padded_rows`] of `rows` can be read to the depth; of each block of `b`, `steps` × [`BLOCK`]
     /// × [`Element::STEP`] elements; of `c`, [`Self::ROWS`] rows can be written.
     unsafe fn tile(tile: Tile<Self::Element>);
 }
@@ -229,6 +244,7 @@ unsafe fn tiles<K: MicroKernel>(
                 stride: *depth,
                 rows: count,
                 b: values.as_ptr().add(first * depth),
+                b_stride: BLOCK * depth,
                 blocks,
                 steps,
                 c: sums.0.as_mut_ptr(),
@@ -257,6 +273,17 @@ unsafe fn finish<T: Element>(
     stride: usize,
     target: Target<T>,
 ) {
+    // One instance for each: the function is inlined into the loop.
+    macro_rules! activated {
+        ($activation:expr, $finished:ident) => {
+            match $activation {
+                HiddenAct::Gelu => $finished!(gelu),
+                HiddenAct::GeluTanh => $finished!(gelu_tanh),
+                HiddenAct::Relu => $finished!(relu),
+                HiddenAct::Silu => $finished!(silu),
+            }
+        };
+    }
     // SAFETY: as the caller promises.
     unsafe {
         match target {
@@ -266,22 +293,39 @@ unsafe fn finish<T: Element>(
                     T::store(to.add(row * stride + column), y);
                 });
             }
-            Target::Activate(Activation::Gelu, to) => {
+            Target::Activate(activation, to) => {
                 let to = to.add(at);
-                each(sums, width, rows, blocks, bias, |row, column, y| {
-                    T::store(to.add(row * stride + column), gelu(y));
-                });
+                macro_rules! finished {
+                    ($function:ident) => {
+                        each(sums, width, rows, blocks, bias, |row, column, y| {
+                            T::store(to.add(row * stride + column), $function(y));
+                        })
+                    };
+                }
+                activated!(activation, finished);
             }
-            Target::Activate(Activation::GeluTanh, to) => {
-                let to = to.add(at);
-                each(sums, width, rows, blocks, bias, |row, column, y| {
-                    T::store(to.add(row * stride + column), gelu_tanh(y));
-                });
+            Target::Gate(activation, to) => {
+                // Of half as many columns.
+                let (to, stride) = (to.add(at / 2), stride / 2);
+                let half = width / 2;
+                let second = |row: usize, column: usize| {
+                    let sum = _mm512_loadu_ps(sums.0.as_ptr().add(row * width + half + column));
+                    _mm512_add_ps(sum, _mm512_loadu_ps(bias.as_ptr().add(half + column)))
+                };
+                macro_rules! finished {
+                    ($function:ident) => {
+                        each(sums, width, rows, blocks / 2, bias, |row, column, y| {
+                            let y = _mm512_mul_ps($function(y), second(row, column));
+                            T::store(to.add(row * stride + column), y);
+                        })
+                    };
+                }
+                activated!(activation, finished);
             }
-            Target::Activate(Activation::Relu, to) => {
+            Target::Put(to) => {
                 let to = to.add(at);
                 each(sums, width, rows, blocks, bias, |row, column, y| {
-                    T::store(to.add(row * stride + column), relu(y));
+                    _mm512_storeu_ps(to.add(row * stride + column), y);
                 });
             }
             Target::Add(to) => {

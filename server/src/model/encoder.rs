@@ -8,7 +8,11 @@
 //!
 //! An implementation reads from it what to compute and what it does not know, never which family it is.
 
+mod distances;
+
 use std::collections::BTreeMap;
+
+pub use distances::{Bias, Distances, Rope};
 
 /// The activation of a feed-forward, by its names in `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,40 +86,6 @@ pub struct Heads {
     pub key_value: i64,
     /// The width of each.
     pub size: i64,
-}
-
-/// Rotary position embeddings (Su et al., 2021), whose pairs are the halves of a head.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rope {
-    /// The base of the frequencies.
-    pub theta: f64,
-    /// What all frequencies are divided by (linear scaling).
-    pub factor: f64,
-}
-
-/// What a layer's attention does with distances between tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Distances {
-    /// Rotation of queries and keys.
-    pub rope: Option<Rope>,
-    /// The greatest distance at which tokens see each other; all do where there is none.
-    pub reach: Option<i64>,
-}
-
-/// What is added to scores of attention by distance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bias {
-    /// A penalty for each step, which differs from head to head (`ALiBi`, Press et al., 2021), in both
-    /// directions alike.
-    Alibi,
-    /// A learned number for each head and class of distances (T5, Raffel et al., 2019), half of the classes
-    /// for what comes before and half for what comes after.
-    Buckets {
-        /// How many classes.
-        count: i64,
-        /// From which distance on there is only one class.
-        max_distance: i64,
-    },
 }
 
 /// Learned embeddings of positions.
@@ -315,6 +285,17 @@ pub struct Affine {
 }
 
 impl Encoder {
+    /// The different rotary positions of its layers.
+    pub fn ropes(&self) -> Vec<Rope> {
+        let mut ropes: Vec<Rope> = Vec::new();
+        for rope in self.distances.iter().filter_map(|distances| distances.rope) {
+            if !ropes.contains(&rope) {
+                ropes.push(rope);
+            }
+        }
+        ropes
+    }
+
     /// How wide all heads of queries are together.
     pub const fn query_width(&self) -> i64 {
         self.heads.query * self.heads.size

@@ -7,8 +7,8 @@
 //!
 //! It computes whatever an [`Encoder`](super::encoder::Encoder) describes.
 
-mod distances;
 mod encoder;
 mod norm;
+mod rotation;
 
 pub(super) use encoder::Packed;

@@ -134,6 +134,19 @@ impl Shard {
     }
 }
 
+/// An encoder's tables, row by row.
+#[derive(Debug)]
+pub(super) struct Tables {
+    /// `[vocabulary, embedding]`
+    pub(super) words: Vec<f32>,
+    /// `[positions, embedding]`
+    pub(super) positions: Option<Vec<f32>>,
+    /// `[segments, embedding]`
+    pub(super) segments: Option<Vec<f32>>,
+    /// `[classes of distances, heads]`
+    pub(super) buckets: Option<Vec<f32>>,
+}
+
 /// The tensors of a model or a module, by name.
 #[derive(Debug)]
 pub struct Weights {
@@ -228,9 +241,18 @@ impl Weights {
         names.iter().find(|name| self.contains(name)).or(names.first()).cloned().unwrap_or_default()
     }
 
-    /// One of an encoder's tables ([`Encoder::tables`]), row by row.
-    pub(super) fn table(&self, (names, shape): &(Vec<String>, [i64; 2])) -> Result<Vec<f32>, Error> {
-        self.values(&self.first_of(names), shape)
+    /// An encoder's tables ([`Encoder::tables`]).
+    pub(super) fn tables(&self, encoder: &Encoder) -> Result<Tables, Error> {
+        // In that order.
+        let all = encoder.tables();
+        let mut all = all.iter().map(|(names, shape)| self.values(&self.first_of(names), shape));
+        let mut next = |is_there: bool| if is_there { all.next().transpose() } else { Ok(None) };
+        Ok(Tables {
+            words: next(true)?.unwrap_or_default(),
+            positions: next(encoder.learned.is_some())?,
+            segments: next(encoder.segments > 0)?,
+            buckets: next(true)?,
+        })
     }
 
     /// Linear layers as one: the weight `[out, in]` of all of them, one under the other, and their biases

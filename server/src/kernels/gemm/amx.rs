@@ -91,7 +91,7 @@ impl MicroKernel for Amx {
 /// See [`MicroKernel::tile`].
 #[inline]
 unsafe fn two_by_two(tile: Tile<bf16>) {
-    let Tile { a, stride, b, steps, c, c_stride, .. } = tile;
+    let Tile { a, stride, b, b_stride, steps, c, c_stride, .. } = tile;
     const { assert!(STEP * size_of::<bf16>() == 64 && TILE * size_of::<bf16>() == 1024 && BLOCK * 4 == 64) };
     // SAFETY: as the caller promises.
     unsafe {
@@ -123,7 +123,7 @@ unsafe fn two_by_two(tile: Tile<bf16>) {
             a1 = inout(reg) a.add(TILE_ROWS * stride) => _,
             stride = in(reg) stride * size_of::<bf16>(),
             b0 = inout(reg) b => _,
-            b1 = inout(reg) b.add(steps * TILE) => _,
+            b1 = inout(reg) b.add(b_stride) => _,
             line = in(reg) 64usize,
             c0 = in(reg) c,
             c1 = in(reg) c.add(TILE_ROWS * c_stride),
@@ -143,7 +143,7 @@ unsafe fn two_by_two(tile: Tile<bf16>) {
 /// See [`MicroKernel::tile`].
 #[inline]
 unsafe fn one_by_two(tile: Tile<bf16>) {
-    let Tile { a, stride, b, steps, c, c_stride, .. } = tile;
+    let Tile { a, stride, b, b_stride, steps, c, c_stride, .. } = tile;
     // SAFETY: as the caller promises.
     unsafe {
         asm!(
@@ -165,7 +165,7 @@ unsafe fn one_by_two(tile: Tile<bf16>) {
             a = inout(reg) a => _,
             stride = in(reg) stride * size_of::<bf16>(),
             b0 = inout(reg) b => _,
-            b1 = inout(reg) b.add(steps * TILE) => _,
+            b1 = inout(reg) b.add(b_stride) => _,
             line = in(reg) 64usize,
             c = in(reg) c,
             c_stride = in(reg) c_stride * size_of::<f32>(),

@@ -67,14 +67,14 @@ impl<T: Lane> MicroKernel for Avx512<T> {
 /// See [`MicroKernel::tile`].
 #[target_feature(enable = "avx512f")]
 unsafe fn sums<T: Element, const ROWS: usize, const BLOCKS: usize>(tile: Tile<T>) {
-    let Tile { a, stride, b, steps, c, c_stride, .. } = tile;
+    let Tile { a, stride, b, b_stride, steps, c, c_stride, .. } = tile;
     let mut sums: [[__m512; BLOCKS]; ROWS] = [[_mm512_setzero_ps(); BLOCKS]; ROWS];
     // SAFETY: 32 bits by 32 bits through the depth that the caller promises.
     unsafe {
         for group in 0..steps * T::STEP / T::GROUP {
             let mut weights: [__m512i; BLOCKS] = [_mm512_setzero_si512(); BLOCKS];
             for (block, weights) in weights.iter_mut().enumerate() {
-                *weights = _mm512_loadu_si512(b.add((block * steps * BLOCK + group) * T::STEP).cast());
+                *weights = _mm512_loadu_si512(b.add(block * b_stride + group * T::STEP).cast());
             }
             for (row, sums) in sums.iter_mut().enumerate() {
                 let input = a.add(row * stride + group * T::GROUP).cast::<i32>().read_unaligned();

@@ -117,11 +117,12 @@ fn check<K: MicroKernel>(
     let rounded = |value: f64| value.abs() * rounding::<K::Element>() + tolerance;
     let name = |what: &str| format!("{what} of {rows} × {columns} × {depth}, {}", K::SET);
 
-    let activations: [(Option<Activation>, Function); 4] = [
+    let activations: [(Option<HiddenAct>, Function); 5] = [
         (None, |y| y),
-        (Some(Activation::Gelu), scalar::gelu),
-        (Some(Activation::GeluTanh), scalar::gelu_tanh),
-        (Some(Activation::Relu), |y| y.max(0.0)),
+        (Some(HiddenAct::Gelu), scalar::gelu),
+        (Some(HiddenAct::GeluTanh), scalar::gelu_tanh),
+        (Some(HiddenAct::Relu), |y| y.max(0.0)),
+        (Some(HiddenAct::Silu), scalar::silu),
     ];
     for (activation, function) in activations {
         let mut y = Guarded::of(&vec![K::Element::of(1.0); rows * packed.columns()], against);
@@ -156,6 +157,67 @@ fn check<K: MicroKernel>(
             assert!(close(y[at], expected, tolerance), "{}: {} for {expected}", name("sum"), y[at]);
         }
     }
+    let mut put = Guarded::of(&vec![1.0f32; y.len()], against);
+    linear(isa, &x, rows, &packed, &b, Target::Put(put.as_mut_ptr()));
+    for (row, put) in put.chunks_exact(packed.columns()).enumerate() {
+        for (column, &put) in put.iter().take(columns).enumerate() {
+            let expected = expected[row * columns + column];
+            assert!(close(put, expected, tolerance), "{}: {put} for {expected}", name("put"));
+        }
+    }
+}
+
+/// A gated layer against the scalar twin: `inner` columns of `depth`.
+fn check_gated<K: MicroKernel>(isa: Isa<K>, rows: usize, inner: usize, depth: usize, against: Against) {
+    let depth = depth.next_multiple_of(K::Element::STEP);
+    let (weight, bias) = (numbers(2 * inner * depth, 3), numbers(2 * inner, 4));
+    let order: Vec<Option<usize>> = gated_rows::<K>(inner).collect();
+    let of_row = |row: &Option<usize>| match row {
+        Some(row) => weight[row * depth..][..depth].to_vec(),
+        None => vec![0.0; depth],
+    };
+    let in_turns: Vec<f32> = order.iter().flat_map(of_row).collect();
+    let packed = Packed::<K::Element>::new(&in_turns, order.len(), depth);
+    let in_turns: Vec<f32> = order.iter().map(|row| row.map_or(0.0, |row| bias[row])).collect();
+    let plain: Vec<K::Element> = input(rows, depth, 5, 0.1);
+    let (x, b) = (Guarded::of(&plain, against), Guarded::of(&in_turns, against));
+    let expected = scalar::linear(&plain[..rows * depth], &weight, &bias, depth);
+    let width = order.len() / 2;
+    assert!(width >= inner && width.is_multiple_of(GATED));
+    let functions: [(HiddenAct, Function); 4] = [
+        (HiddenAct::Gelu, scalar::gelu),
+        (HiddenAct::GeluTanh, scalar::gelu_tanh),
+        (HiddenAct::Relu, |y| y.max(0.0)),
+        (HiddenAct::Silu, scalar::silu),
+    ];
+    for (activation, function) in functions {
+        let mut y = Guarded::of(&vec![K::Element::of(1.0); rows * width], against);
+        linear(isa, &x, rows, &packed, &b, Target::Gate(activation, y.as_mut_ptr()));
+        for (y, expected) in y.chunks_exact(width).zip(expected.chunks_exact(2 * inner)) {
+            for (column, &y) in y.iter().enumerate() {
+                let expected =
+                    if column < inner { function(expected[column]) * expected[inner + column] } else { 0.0 };
+                let bound = expected.abs() * rounding::<K::Element>() + 1e-4;
+                assert!(
+                    close(y, expected, bound),
+                    "{y:?} for {expected}, {activation:?} of {inner}, {}",
+                    K::SET
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gated_layer_multiplies_its_halves_whatever_they_are_wide() {
+    for_each_isa!(|isa| {
+        for inner in [1, 16, 31, 32, 33, 48, 96, 100] {
+            for rows in [1, 7, 33] {
+                check_gated(isa, rows, inner, 64, Against::End);
+            }
+        }
+        check_gated(isa, 3, 40, 32, Against::Start);
+    });
 }
 
 #[test]
@@ -216,6 +278,7 @@ fn micro_kernels_stay_within_the_packed_weights() {
                         stride: steps * step,
                         rows,
                         b: b.as_ptr(),
+                        b_stride: steps * step * BLOCK,
                         blocks,
                         steps,
                         c: c.as_mut_ptr(),

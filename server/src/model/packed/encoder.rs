@@ -2,8 +2,8 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::distances::{Rotation, added};
 use super::norm::Norm;
+use super::rotation::Rotation;
 use crate::model::encoder::{Affine, Distances, Encoder, HiddenAct, Order, QueryKeyNorm};
 use crate::model::tail::tensors::{Tail, values};
 use crate::model::torch::{Activation, Attention, Linear, activated, packed_attention};
@@ -76,8 +76,6 @@ impl Layer {
 /// What the layers of one forward need besides the states.
 struct Batch<'a> {
     lengths: &'a [i64],
-    /// What is added to scores of attention.
-    added: Option<Tensor>,
     /// The rotations that some layer asks for, with what it asks for.
     rotations: Vec<(Distances, Rotation)>,
 }
@@ -94,8 +92,8 @@ pub(in crate::model) struct Packed {
     /// `[2, embedding]`, f32: what segment 1 adds, being in the second row, where a pair's second
     /// text is; zeros where the model has one segment.
     second_segment: Tensor,
-    /// `[classes, heads]`, f32.
-    buckets: Option<Tensor>,
+    /// What is added to scores of attention, by head and distance: `[heads, 2 × longest − 1]`, f32.
+    added: Option<Tensor>,
     embedding_norm: Option<Norm>,
     projection: Option<Linear>,
     /// One where all share it.
@@ -117,18 +115,20 @@ impl Packed {
             Dtype::BFloat16 => Kind::BFloat16,
         };
         let weights = Weights::open(&directory.path)?.of(encoder);
-        let mut tables = encoder.tables().into_iter().map(|table| -> Result<Tensor, Error> {
-            Ok(Tensor::f_from_slice(&weights.table(&table)?)?.f_view(table.1)?)
-        });
-        // In the order of [`Encoder::tables`].
-        let mut next = |is_there: bool| if is_there { tables.next().transpose() } else { Ok(None) };
-        let words = next(true)?.ok_or_else(|| Error::Unavailable("the encoder has no words".into()))?;
-        let positions = next(encoder.learned.is_some())?;
-        let segments = next(encoder.segments > 0)?;
-        let buckets = next(true)?;
+        let tables = weights.tables(encoder)?;
+        let table = |values: &[f32]| Tensor::f_from_slice(values)?.f_view([-1, encoder.embedding_size]);
+        let words = table(&tables.words)?;
         let none = || Tensor::f_zeros([1, encoder.embedding_size], (Kind::Float, Device::Cpu));
-        let segments = segments.map_or_else(none, Ok)?;
-        let positions = positions.map_or_else(none, Ok)?;
+        let segments = tables.segments.as_deref().map_or_else(none, table)?;
+        let positions = tables.positions.as_deref().map_or_else(none, table)?;
+        let added = match encoder.bias {
+            Some(bias) => {
+                let heads = encoder.heads.query;
+                let values = bias.values(heads as usize, directory.max_tokens, tables.buckets.as_deref());
+                Some(Tensor::f_from_slice(&values)?.f_view([heads, -1])?)
+            }
+            None => None,
+        };
         let first = segments.f_get(0)?;
         let second = segments.f_get((segments.size()[0] - 1).min(1))?;
         let (tail, of_tail) = Tail::load(directory, Device::Cpu)?;
@@ -141,7 +141,7 @@ impl Packed {
             },
             positions: positions.f_add(&first)?,
             second_segment: Tensor::f_stack(&[first.f_zeros_like()?, second.f_sub(&first)?], 0)?,
-            buckets,
+            added,
             embedding_norm: encoder
                 .embedding_norm
                 .then(|| norm(names.embedding_norm, encoder.embedding_size, Kind::Float))
@@ -194,13 +194,8 @@ impl Packed {
             None => embedded,
         };
         let mut x = x.f_to_kind(sum_kind(&self.encoder, self.kind))?;
-        let longest = lengths.iter().copied().max().unwrap_or(1);
-        let added = match self.encoder.bias {
-            Some(bias) => added(bias, self.encoder.heads, longest, self.buckets.as_ref())?,
-            None => None,
-        };
         let places = of_text(&mut places)?;
-        let mut around = Batch { lengths, added, rotations: Vec::new() };
+        let mut around = Batch { lengths, rotations: Vec::new() };
         for index in 0..self.encoder.layers as usize {
             let distances = self.encoder.distances.get(index).copied().unwrap_or_default();
             if let Some(rope) = distances.rope
@@ -312,7 +307,7 @@ impl Packed {
             scale: encoder.score_scale,
             causal: encoder.causal,
             reach: distances.reach,
-            bias: batch.added.as_ref(),
+            bias: self.added.as_ref(),
         };
         packed_attention(&qkv, batch.lengths, &how)
     }
@@ -340,7 +335,7 @@ impl Model for Packed {
             words: self.words.shallow_clone(),
             positions: self.positions.shallow_clone(),
             second_segment: self.second_segment.shallow_clone(),
-            buckets: self.buckets.as_ref().map(Tensor::shallow_clone),
+            added: self.added.as_ref().map(Tensor::shallow_clone),
             embedding_norm: share(&self.embedding_norm),
             projection: self.projection.clone(),
             layers: self.layers.iter().map(Layer::share).collect(),

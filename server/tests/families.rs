@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use embedding_server::model::{
     self, DeviceChoice, Directory, Dtype, Implementation, Machine, Model, Plan, Preference, TokenBatch,
+    inventory,
 };
 use embedding_server::tokenize::{Encode, How, Overflow, Tokenizer, Tokens};
 use safetensors::SafeTensors;
@@ -84,7 +85,12 @@ impl Opened {
     /// With a plan; nothing where rust-bert does not know it.
     fn load(&self, plan: Plan) -> Option<Box<dyn Model>> {
         match model::load(&self.directory, plan) {
-            Ok((model, _)) => Some(model),
+            Ok((model, read)) => {
+                let known = inventory::tensors(&self.directory).unwrap();
+                let files = [read, known].map(|tensors| self.directory.fingerprint(tensors).unwrap());
+                assert_eq!(files[0], files[1], "{plan:?} computes with the tensors that `fetch` tells of");
+                Some(model)
+            }
             Err(error) => {
                 assert_eq!(plan.implementation, Implementation::RustBert, "{error}");
                 None
@@ -249,6 +255,7 @@ fn parity(name: &str) {
         let copy = copied(&path);
         fs::copy(&later, copy.path().join("config.json")).unwrap();
         let respelled = Opened::new(copy.path()).unwrap();
+        assert_eq!(space(&respelled.directory), space(&opened.directory), "of the same model");
         let mut model = respelled.load(float32).unwrap();
         let ours = Outputs::one_by_one(&mut *model, &texts);
         let least = ours.least_cosines(&python, hidden).unwrap();
@@ -485,6 +492,27 @@ families! { SCORES, scores:
     qwen3_classifier = "qwen3-classifier",
     roberta_classifier = "roberta-classifier",
     xlm_roberta_reranker = "xlm-roberta-reranker",
+}
+
+/// The space of a directory's vectors, without computing any.
+fn space(directory: &Directory) -> String {
+    let files = directory.fingerprint(inventory::tensors(directory).unwrap()).unwrap();
+    let base = files.with_prompts(&directory.prompts, directory.default_prompt_name.as_deref());
+    base.space(directory.dimensions(), directory.normalizes()).to_string()
+}
+
+/// Clients keep spaces with their vectors: another one for the same model would have them embed everything anew.
+#[test]
+fn the_space_of_each_model_is_what_it_always_was() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/family-spaces.json");
+    let names = [VECTORS, SCORES].concat();
+    let of = |name: &&str| (name.to_string(), space(&Directory::read(&folder(name)).unwrap()));
+    let spaces: BTreeMap<String, String> = names.iter().map(of).collect();
+    if std::env::var_os("UPDATE_GENERATED").is_some() {
+        fs::write(&file, serde_json::to_string_pretty(&spaces).unwrap() + "\n").unwrap();
+    }
+    let known: BTreeMap<String, String> = serde_json::from_value(json(&file)).unwrap();
+    assert_eq!(spaces, known);
 }
 
 /// What is refused so far.

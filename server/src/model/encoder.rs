@@ -465,24 +465,100 @@ impl Encoder {
     }
 
     /// What of the configuration the vectors depend on, besides the tensors and their shapes. What is as in BERT
-    /// goes without saying.
+    /// goes without saying: so what a later version learns to do changes the space of no model that it knew before.
+    ///
+    /// It is hashed: the words are never to change. `docs/vector-spaces.md` explains them.
     pub(super) fn decides(&self) -> BTreeMap<String, String> {
+        // All of it, so that nothing is forgotten.
+        let Self {
+            architecture,
+            vocab_size: _,
+            hidden_size,
+            embedding_size: _,
+            intermediate_size: _,
+            layers,
+            shared_layer,
+            heads,
+            embedding_scale,
+            embedding_norm,
+            segments: _,
+            learned,
+            max_positions: _,
+            bias,
+            distances,
+            causal,
+            score_scale,
+            query_key_norm,
+            norm,
+            order,
+            first_norm,
+            activation,
+            gated,
+            biases: _,
+            names: _,
+        } = self;
         let mut all = BTreeMap::new();
         let mut say = |name: &str, value: String| drop(all.insert(name.to_owned(), value));
-        say("model_type", self.architecture.to_owned());
-        say("hidden_act", self.activation.name().to_owned());
-        say("layer_norm_eps", self.norm.eps.to_string());
-        say("num_attention_heads", self.heads.query.to_string());
-        say("num_hidden_layers", self.layers.to_string());
-        if self.architecture == "bert" {
-            return all;
-        }
-        let Self { heads, learned, bias, distances, causal, norm, order, activation: _, gated, .. } = self;
-        say("heads", format!("{heads:?} scale {:?} causal {causal}", self.score_scale));
-        say("positions", format!("{learned:?} {bias:?} {distances:?}"));
-        say("norms", format!("{norm:?} {order:?} {:?} {}", self.query_key_norm, self.first_norm));
-        say("embeddings", format!("scale {:?} norm {}", self.embedding_scale, self.embedding_norm));
-        say("feed_forward", format!("gated {gated}"));
+        say("model_type", (*architecture).to_owned());
+        say("hidden_act", activation.name().to_owned());
+        say("layer_norm_eps", norm.eps.to_string());
+        say("num_attention_heads", heads.query.to_string());
+        say("num_hidden_layers", layers.to_string());
+        let mut differs = |is_so: bool, name: &str, value: String| {
+            if is_so {
+                say(name, value);
+            }
+        };
+        differs(heads.key_value != heads.query, "num_key_value_heads", heads.key_value.to_string());
+        differs(heads.query * heads.size != *hidden_size, "head_dim", heads.size.to_string());
+        differs(*shared_layer, "shared_layer", "true".to_owned());
+        differs(
+            embedding_scale.is_some(),
+            "embedding_scale",
+            embedding_scale.unwrap_or_default().to_string(),
+        );
+        differs(!embedding_norm, "embedding_norm", "false".to_owned());
+        let positions = match learned {
+            None => Some("none".to_owned()),
+            Some(Learned { padding: Some(padding), .. }) => Some(format!("after padding {padding}")),
+            Some(Learned { padding: None, .. }) => None,
+        };
+        differs(positions.is_some(), "positions", positions.unwrap_or_default());
+        let added = match bias {
+            None => None,
+            Some(Bias::Alibi) => Some("alibi".to_owned()),
+            Some(Bias::Buckets { count, max_distance }) => Some(format!("buckets {count} {max_distance}")),
+        };
+        differs(added.is_some(), "distance_bias", added.unwrap_or_default());
+        let of_layer = |distances: &Distances| {
+            let rope = distances.rope.map(|Rope { theta, factor }| format!("rope {theta} {factor}"));
+            let reach = distances.reach.map(|reach| format!("reach {reach}"));
+            [rope, reach].into_iter().flatten().collect::<Vec<_>>().join(" ")
+        };
+        let distances: Vec<_> = distances.iter().map(of_layer).collect();
+        differs(distances.iter().any(|layer| !layer.is_empty()), "distances", distances.join(", "));
+        differs(*causal, "causal", "true".to_owned());
+        differs(score_scale.is_some(), "score_scale", score_scale.unwrap_or_default().to_string());
+        let query_key = match query_key_norm {
+            None => None,
+            Some(QueryKeyNorm::Head) => Some("head"),
+            Some(QueryKeyNorm::Whole) => Some("whole"),
+        };
+        differs(query_key.is_some(), "query_key_norm", query_key.unwrap_or_default().to_owned());
+        let kind = match norm.kind {
+            NormKind::Layer => "layer",
+            NormKind::Rms => "rms",
+            NormKind::RmsPlusOne => "rms plus one",
+        };
+        differs(norm.kind != NormKind::Layer, "norm", kind.to_owned());
+        let place = match order {
+            Order::Post => "post",
+            Order::Pre => "pre",
+            Order::Sandwich => "sandwich",
+        };
+        differs(*order != Order::Post, "norm_order", place.to_owned());
+        differs(!first_norm, "first_norm", "false".to_owned());
+        differs(*gated, "gated", "true".to_owned());
         all
     }
 }

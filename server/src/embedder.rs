@@ -430,6 +430,7 @@ impl Embedder {
             error @ (tokenize::Error::TooMuchToTell { .. }
             | tokenize::Error::TooManyIds { .. }
             | tokenize::Error::NoTokens { .. }
+            | tokenize::Error::Alone { .. }
             | tokenize::Error::NoSuchId { .. }) => Error::NotTold(error),
             error => Error::Tokenize(error),
         }

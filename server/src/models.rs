@@ -432,7 +432,10 @@ pub fn load(
         source,
         offer,
     };
-    let hello = tokenizer.encode("hello", &How::default())?;
+    let hello = match directory.question {
+        Some(_) => tokenizer.encode_pair("hello", "hello", &How::default())?,
+        None => tokenizer.encode("hello", &How::default())?,
+    };
     let vector = model
         .embed(&hello.pieces.iter().collect())
         .map_err(|error| LoadError::FirstForward(error.to_string()))?;

@@ -27,6 +27,7 @@
 
 mod inspect;
 mod pair;
+mod question;
 
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,6 +40,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use inspect::Token;
 pub use pair::First;
+use question::Asked;
 
 use crate::model::{Directory, Sequence};
 
@@ -106,6 +108,12 @@ pub enum Error {
     /// A text is empty, and no special tokens stand for it.
     #[error("text {index} has no tokens: it is empty, and the model's tokenizer adds none of its own")]
     NoTokens {
+        /// Its place in the request.
+        index: usize,
+    },
+    /// A text stands alone, and the model only says how well two go together.
+    #[error("text {index} stands alone, and the model says how well two texts go together: send pairs")]
+    Alone {
         /// Its place in the request.
         index: usize,
     },
@@ -187,6 +195,7 @@ impl Error {
             Self::TooLong { max_tokens, limit, .. } => Self::TooLong { index: place, max_tokens, limit },
             Self::TooMuchToTell { most, .. } => Self::TooMuchToTell { index: place, most },
             Self::NoTokens { .. } => Self::NoTokens { index: place },
+            Self::Alone { .. } => Self::Alone { index: place },
             other => other,
         }
     }
@@ -257,7 +266,8 @@ pub trait Encode: std::fmt::Debug + Send + Sync {
 
     /// The tokens of two texts together, as models compare them. The prompt is put before the first.
     /// The longer text is cut where both are too long together, unless `overflow` is an error; pairs
-    /// are not cut into pieces.
+    /// are not cut into pieces. Where the model is asked a question about them, the prompt is its
+    /// instruction, and the second text is cut.
     fn encode_pair(&self, first: &str, second: &str, how: &How) -> Result<Tokens, Error>;
 
     /// The same for one of several pairs with the same first text.
@@ -287,6 +297,8 @@ pub struct Tokenizer {
     longest_added: usize,
     /// Whether long runs can be shortened.
     shortens: bool,
+    /// What pairs are put into, where they are.
+    question: Option<Asked>,
 }
 
 impl Tokenizer {
@@ -295,7 +307,10 @@ impl Tokenizer {
     /// model's.
     pub fn load(directory: &Directory, vocabulary: i64) -> Result<Self, Error> {
         let path = directory.path.join("tokenizer.json");
-        let tokenizer = Self::open(&path, directory.max_tokens, directory.do_lower_case)?;
+        let mut tokenizer = Self::open(&path, directory.max_tokens, directory.do_lower_case)?;
+        if let Some(question) = directory.question {
+            tokenizer.ask(question, &path)?;
+        }
         let largest = tokenizer.inner.get_vocab(true).into_values().max().unwrap_or(0);
         if i64::from(largest) >= vocabulary {
             return Err(Error::Load {
@@ -324,7 +339,8 @@ impl Tokenizer {
         let shortens = is_bert(&inner)
             && longest_added <= EDGE
             && added.values().all(|token| token.content.contains(|c: char| c.is_ascii_punctuation()));
-        let mut tokenizer = Self { inner, lowercase, max_tokens, room, before: 0, longest_added, shortens };
+        let mut tokenizer =
+            Self { inner, lowercase, max_tokens, room, before: 0, longest_added, shortens, question: None };
         let special = tokenizer.with_special(&[]).map_err(|error| problem(error.to_string()))?;
         let none = special.iter().copied().max().unwrap_or(0).wrapping_add(1);
         let around = tokenizer.with_special(&[none]).map_err(|error| problem(error.to_string()))?;
@@ -549,6 +565,9 @@ impl Tokenizer {
 
 impl Encode for Tokenizer {
     fn encode(&self, text: &str, how: &How) -> Result<Tokens, Error> {
+        if self.question.is_some() {
+            return Err(Error::Alone { index: 0 });
+        }
         let (prompt, text, had_prompt) = self.prompted(text, how);
         let (pieces, truncated) = self.pieces(&text, &prompt, how)?;
         if pieces.iter().any(|piece| piece.ids.is_empty()) {

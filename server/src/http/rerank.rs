@@ -40,6 +40,8 @@ pub(super) struct Ask {
     pub(super) query: String,
     /// Where it is looked for.
     pub(super) documents: Vec<String>,
+    /// What makes a document a good one, in place of the model's default prompt.
+    pub(super) instruction: Option<String>,
     /// What becomes of documents that are too long; otherwise as the model says.
     pub(super) overflow: Option<Overflow>,
     /// The most tokens of a document.
@@ -78,7 +80,7 @@ impl Ranking<'_> {
 
 /// Ranks and counts.
 pub(super) async fn rank<'a>(shared: &'a Shared, head: &Parts, ask: Ask) -> Result<Ranking<'a>, ApiError> {
-    let options = Options { overflow: ask.overflow, ..Options::default() };
+    let options = Options { overflow: ask.overflow, prompt: ask.instruction, ..Options::default() };
     let (name, embedder, options) = find(shared, head, ask.model.as_deref(), options)?;
     let decided = embedder.decide_ranking(&options)?;
     let caller = caller(head)?;
@@ -135,6 +137,10 @@ pub(super) struct RerankRequest {
     model: Option<String>,
     query: String,
     documents: Vec<Document>,
+    /// What makes a document a good one, for models that were trained to be told (Qwen3-Reranker); it is put before the
+    /// query of others. Otherwise the model's own.
+    #[serde(alias = "instruct")]
+    instruction: Option<String>,
     /// How many of the best to answer; otherwise all.
     #[schema(minimum = 1)]
     top_n: Option<u64>,
@@ -185,6 +191,7 @@ impl RerankRequest {
             model: self.model.clone(),
             query: self.query.clone(),
             documents: self.documents.iter().map(|document| document.text().to_owned()).collect(),
+            instruction: self.instruction.clone(),
             overflow: self.truncate.map(|Truncate(overflow)| overflow),
             most_of_document: least_one("max_tokens_per_doc", self.max_tokens_per_doc)?,
             raw: false,

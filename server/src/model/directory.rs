@@ -15,6 +15,7 @@
 //! pooling, no normalisation; or it is a cross-encoder ([`classifier`]).
 
 mod classifier;
+mod judge;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,6 +30,7 @@ use super::families;
 use super::pooling::Pooling;
 use crate::scores::{Classifier, Kind};
 use crate::space;
+pub use judge::Question;
 
 /// Why a directory cannot be served: the file, and what is wrong with it.
 #[derive(Debug, thiserror::Error)]
@@ -124,6 +126,24 @@ pub struct VectorNorm {
     pub bias: bool,
 }
 
+/// The logit of one token less that of another, of the layer that predicts the next token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The folder of its weights.
+    pub path: PathBuf,
+    /// The token that counts for it.
+    pub yes: u32,
+    /// The one that counts against it.
+    pub no: Option<u32>,
+    /// Whether the layer's weight is the table of token ids.
+    pub tied: bool,
+}
+
+impl Answer {
+    /// The layer's weight, where it is a tensor of its own.
+    pub(super) const TENSOR: &str = "lm_head.weight";
+}
+
 /// One module after the encoder and the pooling, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Tail {
@@ -131,6 +151,8 @@ pub enum Tail {
     Dense(Dense),
     /// Normalisation by mean and variance.
     LayerNorm(VectorNorm),
+    /// A language model's answer.
+    Answer(Answer),
     /// Division by the Euclidean norm.
     Normalize,
 }
@@ -148,6 +170,8 @@ pub struct Directory {
     pub tail: Vec<Tail>,
     /// What its numbers are of, where they are no vectors.
     pub classifier: Option<Classifier>,
+    /// What it is asked about pairs of texts, where it answers.
+    pub question: Option<Question>,
     /// The longest input in tokens, special tokens included.
     pub max_tokens: usize,
     /// Whether texts are lowercased before they are tokenised.
@@ -235,10 +259,14 @@ impl Directory {
             json_if_there(&path.join("tokenizer_config.json"))?.unwrap_or_default();
         let prompts: SentenceTransformersConfig =
             json_if_there(&path.join("config_sentence_transformers.json"))?.unwrap_or_default();
-        let (classifier, (pooling, tail)) = match classifier::read(path, &encoder)? {
-            Some((classifier, head)) => (Some(classifier), head),
-            None => (None, read_modules(path, &encoder)?),
-        };
+        let (classifier, question, (pooling, tail)) =
+            if let Some((classifier, question, answer)) = judge::read(path, &encoder)? {
+                (Some(classifier), Some(question), (judge::pooling(), vec![answer]))
+            } else if let Some((classifier, head)) = classifier::read(path, &encoder)? {
+                (Some(classifier), None, head)
+            } else {
+                (None, None, read_modules(path, &encoder)?)
+            };
         let matryoshka: MatryoshkaConfig = json_if_there(&path.join("config.json"))?.unwrap_or_default();
 
         if let Some(name) = &prompts.default_prompt_name {
@@ -275,6 +303,7 @@ impl Directory {
             pooling,
             tail,
             classifier,
+            question,
             max_tokens,
             do_lower_case: sentence_bert.do_lower_case,
             prompts: prompts.prompts,
@@ -301,6 +330,7 @@ impl Directory {
     pub fn dimensions(&self) -> usize {
         let width = self.tail.iter().rev().find_map(|module| match module {
             Tail::Dense(dense) => Some(dense.out_features),
+            Tail::Answer(_) => Some(1),
             Tail::LayerNorm(_) | Tail::Normalize => None,
         });
         let pooled = self.pooling.width(self.encoder.hidden_size);
@@ -317,6 +347,8 @@ impl Directory {
         let tail = self.unnormalized_tail().iter().map(|module| match module {
             Tail::Normalize => "normalize".to_owned(),
             Tail::LayerNorm(norm) => format!("layernorm {}", norm.eps),
+            Tail::Answer(Answer { yes, no: Some(no), .. }) => format!("answer {yes} {no}"),
+            Tail::Answer(Answer { yes, no: None, .. }) => format!("answer {yes}"),
             Tail::Dense(dense) => {
                 let activation = match dense.activation {
                     DenseActivation::Identity => "identity",
@@ -383,6 +415,15 @@ fn read_encoder(path: &Path) -> Result<Encoder, Error> {
     families::read(&value).map_err(|problem| unsupported(path, problem))
 }
 
+/// A module's folder, which must lie inside the model's: `modules.json`, the `file`, is untrusted.
+fn inside(root: &Path, file: &Path, module: &str) -> Result<PathBuf, Error> {
+    let folder = Path::new(module);
+    if folder.components().all(|part| matches!(part, std::path::Component::Normal(_))) {
+        return Ok(root.join(folder));
+    }
+    Err(unsupported(file, format!("module path \"{module}\" leads out of the directory")))
+}
+
 fn read_modules(root: &Path, encoder: &Encoder) -> Result<(Pooling, Vec<Tail>), Error> {
     let file = root.join(MODULES);
     let Some(modules) = json_if_there::<Vec<Module>>(&file)? else {
@@ -393,15 +434,7 @@ fn read_modules(root: &Path, encoder: &Encoder) -> Result<(Pooling, Vec<Tail>), 
     let mut tail = Vec::new();
     let mut width = encoder.hidden_size;
     for (index, module) in modules.iter().enumerate() {
-        // Untrusted: a module's folder must lie inside the model's.
-        let folder = Path::new(&module.path);
-        if !folder.components().all(|part| matches!(part, std::path::Component::Normal(_))) {
-            return Err(unsupported(
-                &file,
-                format!("module path \"{}\" leads out of the directory", module.path),
-            ));
-        }
-        let folder = root.join(folder);
+        let folder = inside(root, &file, &module.path)?;
         // The class's package moved between releases; its last name did not.
         let class = module.class.rsplit('.').next().unwrap_or_default();
         match (index, class) {

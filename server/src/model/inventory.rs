@@ -1,7 +1,7 @@
 //! Which tensors a model computes with, told from its directory without loading it: `fetch` tells
 //! the fingerprint of the model's space by that.
 
-use super::directory::{Directory, Tail};
+use super::directory::{Answer, Directory, Tail};
 use super::weights::{Error, Weights};
 use crate::space;
 
@@ -15,7 +15,13 @@ pub fn tensors(directory: &Directory) -> Result<Vec<space::Tensor>, Error> {
         let (path, name, bias) = match module {
             Tail::Dense(dense) => (&dense.path, dense.tensors, dense.bias),
             Tail::LayerNorm(norm) => (&norm.path, norm.tensors, norm.bias),
-            Tail::Normalize => continue,
+            Tail::Answer(answer) if !answer.tied => {
+                let tensor = Weights::open(&answer.path)?.describe(Answer::TENSOR)?;
+                let name = format!("module.{place}.{}", tensor.name);
+                tensors.push(space::Tensor { name, ..tensor });
+                continue;
+            }
+            Tail::Answer(_) | Tail::Normalize => continue,
         };
         let weights = Weights::open(path)?;
         for name in both(name).into_iter().take(1 + usize::from(bias)) {

@@ -9,7 +9,7 @@
 pub(super) mod tensors;
 
 use super::directory::{self, DenseActivation, Directory};
-use super::encoder::HiddenAct;
+use super::encoder::{Encoder, HiddenAct};
 use super::pooling::Pooling;
 use super::weights::{self, Weights};
 use crate::space;
@@ -82,6 +82,29 @@ fn of_module(place: usize, weights: Weights) -> impl Iterator<Item = space::Tens
     tensors.map(move |tensor| space::Tensor { name: format!("module.{place}.{}", tensor.name), ..tensor })
 }
 
+/// The row of the answer that counts for it, less the one that counts against it, `[hidden]`; with the tensor that they
+/// are of, where it is one of its own.
+fn answer_weight(
+    answer: &directory::Answer,
+    encoder: &Encoder,
+) -> Result<(Vec<f32>, Option<space::Tensor>), weights::Error> {
+    let weights = Weights::open(&answer.path)?;
+    let shape = [encoder.vocab_size, encoder.hidden_size];
+    let (weights, name) = if answer.tied {
+        let weights = weights.of(encoder);
+        let name = weights.words(encoder);
+        (weights, name)
+    } else {
+        (weights, directory::Answer::TENSOR.to_owned())
+    };
+    let mut row = weights.row(&name, shape, answer.yes)?;
+    if let Some(no) = answer.no {
+        row.iter_mut().zip(weights.row(&name, shape, no)?).for_each(|(yes, no)| *yes -= no);
+    }
+    let own = if answer.tied { None } else { Some(weights.describe(&name)?) };
+    Ok((row, own))
+}
+
 /// What an activation makes of a number.
 fn activated(y: f32, activation: DenseActivation) -> f32 {
     let wide = f64::from(y);
@@ -128,6 +151,15 @@ impl Tail {
                     };
                     read.extend(of_module(place, weights));
                     Ok(Module::LayerNorm { weight, bias, eps: norm.eps })
+                }
+                directory::Tail::Answer(answer) => {
+                    let (weight, of_answer) = answer_weight(answer, &directory.encoder)?;
+                    let own = of_answer.map(|tensor| {
+                        let name = format!("module.{place}.{}", tensor.name);
+                        space::Tensor { name, ..tensor }
+                    });
+                    read.extend(own);
+                    Ok(Module::Dense { weight, bias: vec![0.0], activation: DenseActivation::Identity })
                 }
                 directory::Tail::Dense(dense) => {
                     let weights = Weights::open(&dense.path)?;

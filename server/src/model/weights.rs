@@ -241,6 +241,22 @@ impl Weights {
         names.iter().find(|name| self.contains(name)).or(names.first()).cloned().unwrap_or_default()
     }
 
+    /// What the table of token ids is called here.
+    pub(super) fn words(&self, encoder: &Encoder) -> String {
+        encoder.tables().first().map(|(names, _)| self.first_of(names)).unwrap_or_default()
+    }
+
+    /// One row of the tensor `name` of shape `shape`. It does not count as read.
+    pub(super) fn row(&self, name: &str, shape: [i64; 2], row: u32) -> Result<Vec<f32>, Error> {
+        let (shard, info) = self.find(name, &shape)?;
+        let bytes = (info.data_offsets.1 - info.data_offsets.0) / shape[0].max(1) as usize;
+        let start = info.data_offsets.0 + row as usize * bytes;
+        // The shape was compared with the file's.
+        let row =
+            TensorInfo { data_offsets: (start, (start + bytes).min(info.data_offsets.1)), ..info.clone() };
+        self.numbers(shard, name, &row, &shard.bytes(&row)?)
+    }
+
     /// An encoder's tables ([`Encoder::tables`]).
     pub(super) fn tables(&self, encoder: &Encoder) -> Result<Tables, Error> {
         // In that order.
@@ -351,24 +367,33 @@ impl Weights {
     /// The values of the tensor `name` of shape `shape`, row by row.
     pub fn values(&self, name: &str, shape: &[i64]) -> Result<Vec<f32>, Error> {
         let (shard, info) = self.find(name, shape)?;
-        let (published, name) = (name, format!("{}{name}", self.prefix));
-        let wrong = |problem| Error::Tensor { path: shard.path.clone(), tensor: name.clone(), problem };
         let bytes = shard.bytes(info)?;
-        let values: Vec<f32> = match info.dtype {
-            Dtype::F32 => numbers(&bytes, f32::from_le_bytes),
-            Dtype::F16 => numbers(&bytes, |two| f16::from_le_bytes(two).to_f32()),
-            Dtype::BF16 => numbers(&bytes, |two| bf16::from_le_bytes(two).to_f32()),
-            other => return Err(wrong(format!("has dtype {other:?}; supported: F32, F16, BF16"))),
-        };
+        let in_file = format!("{}{name}", self.prefix);
         self.read.borrow_mut().push(space::Tensor {
             // TensorFlow's names of the same two.
-            name: published
+            name: name
                 .replace("LayerNorm.gamma", "LayerNorm.weight")
                 .replace("LayerNorm.beta", "LayerNorm.bias"),
             dtype: format!("{:?}", info.dtype),
             shape: info.shape.clone(),
-            sha256: self.digests.get(&name).unwrap_or_else(|| Sha256::digest(&bytes).into()),
+            sha256: self.digests.get(&in_file).unwrap_or_else(|| Sha256::digest(&bytes).into()),
         });
+        self.numbers(shard, name, info, &bytes)
+    }
+
+    /// The numbers in bytes of the tensor `name`, which have to be finite.
+    fn numbers(&self, shard: &Shard, name: &str, info: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>, Error> {
+        let wrong = |problem| Error::Tensor {
+            path: shard.path.clone(),
+            tensor: format!("{}{name}", self.prefix),
+            problem,
+        };
+        let values: Vec<f32> = match info.dtype {
+            Dtype::F32 => numbers(bytes, f32::from_le_bytes),
+            Dtype::F16 => numbers(bytes, |two| f16::from_le_bytes(two).to_f32()),
+            Dtype::BF16 => numbers(bytes, |two| bf16::from_le_bytes(two).to_f32()),
+            other => return Err(wrong(format!("has dtype {other:?}; supported: F32, F16, BF16"))),
+        };
         if values.iter().all(|value| value.is_finite()) {
             Ok(values)
         } else {

@@ -17,13 +17,20 @@ use crate::model::Sequence;
 #[derive(Debug)]
 pub struct First {
     pub(super) text: Arc<str>,
-    known: OnceLock<Known>,
+    pub(super) known: OnceLock<Known>,
 }
 
 #[derive(Debug)]
-struct Known {
-    side: Side,
+pub(super) struct Known {
+    pub(super) side: Side,
     had_prompt: bool,
+}
+
+impl Known {
+    /// Of a text to which no prompt was put.
+    pub(super) const fn without_prompt(side: Side) -> Self {
+        Self { side, had_prompt: false }
+    }
 }
 
 impl First {
@@ -34,7 +41,7 @@ impl First {
 }
 
 /// What is made once. Two threads that come at the same time may both make it.
-fn once<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T, Error>) -> Result<&T, Error> {
+pub(super) fn once<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T, Error>) -> Result<&T, Error> {
     if let Some(value) = cell.get() {
         return Ok(value);
     }
@@ -44,12 +51,12 @@ fn once<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T, Error>) -> Resul
 
 /// One text of a pair.
 #[derive(Debug)]
-struct Side {
-    text: String,
+pub(super) struct Side {
+    pub(super) text: String,
     /// Its first tokens, without special ones.
-    ids: Vec<u32>,
+    pub(super) ids: Vec<u32>,
     /// Whether it has more of them.
-    cut: bool,
+    pub(super) cut: bool,
     /// Its last tokens, as many as there could be room for, where they were asked for.
     last: OnceLock<Vec<u32>>,
     /// How many tokens it has in all, where that was asked for.
@@ -77,6 +84,9 @@ fn shares(first: usize, second: usize, room: usize) -> (usize, usize) {
 impl Tokenizer {
     /// See [`super::Encode::encode_pair`].
     pub(super) fn pair(&self, first: &First, second: &str, how: &How) -> Result<Tokens, Error> {
+        if let Some(question) = &self.question {
+            return self.asked(question, first, second, how);
+        }
         let failed = |error: tokenizers::Error| Error::Encode(error.to_string());
         let known = once(&first.known, || {
             let (prompt, rest, had_prompt) = self.prompted(&first.text, how);
@@ -112,7 +122,7 @@ impl Tokenizer {
         Ok(Tokens { pieces: vec![piece], truncated, had_prompt })
     }
 
-    fn side(&self, text: String) -> Result<Side, Error> {
+    pub(super) fn side(&self, text: String) -> Result<Side, Error> {
         let (ids, cut) = self.first(&text).map_err(|error| Error::Encode(error.to_string()))?;
         Ok(Side { text, ids, cut, last: OnceLock::new(), count: OnceLock::new() })
     }

@@ -65,6 +65,15 @@ impl Response {
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
     }
+
+    /// The value of a header, by its name in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let headers = self.head.lines().filter_map(|line| line.split_once(':'));
+        headers
+            .map(|(found, value)| (found.to_lowercase(), value.trim()))
+            .find(|(found, _)| found == name)
+            .map(|(_, value)| value)
+    }
 }
 
 impl Server {

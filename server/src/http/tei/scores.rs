@@ -27,6 +27,7 @@ pub(super) async fn rerank(asked: Asked<'_>) -> Result<Response, ApiError> {
         model: asked.model.clone(),
         query: body.query,
         documents: body.texts,
+        instruction: body.instruction,
         overflow: Some(asked.overflow(cut)?),
         most_of_document: None,
         raw: body.raw_scores.unwrap_or(false),

@@ -153,6 +153,9 @@ pub(super) struct SimilarityParameters {
 pub(super) struct RerankRequest {
     pub(super) query: String,
     pub(super) texts: Vec<String>,
+    /// Ours: what makes a text a good one, for models that were trained to be told (Qwen3-Reranker); it is put before
+    /// the query of others. Otherwise the model's own.
+    pub(super) instruction: Option<String>,
     /// Whether texts that are too long are cut; otherwise as the server is set, which cuts them by default.
     /// `X-Truncated-Inputs` says how many were.
     pub(super) truncate: Option<bool>,

@@ -33,6 +33,6 @@ fn main() {
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
     // Images keep the libraries beside the binary; a build machine has them where
-    // `make libtorch` put them.
-    println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib:{}", lib.display());
+    // `make libtorch` put them. Those for GPUs are loaded when the program runs.
+    println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib:{0}:{0}/gpu", lib.display());
 }

@@ -256,13 +256,15 @@ pub enum Device {
 /// In which number format to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Dtype {
-    /// bfloat16 where the hardware computes it natively, else float32.
+    /// bfloat16 where the hardware computes it natively, else float32, or on a GPU float16.
     #[default]
     Auto,
     /// 32-bit floating point.
     Float32,
     /// 16-bit brain floating point.
     BFloat16,
+    /// 16-bit floating point, on GPUs.
+    Float16,
 }
 
 /// Scales the number of replicas by load: by the CPU use, by the tokens that wait, or by

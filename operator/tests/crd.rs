@@ -766,6 +766,7 @@ fn lists_and_maps(row: Row<'_>) {
 fn enums(row: Row<'_>) {
     row(json!({"inference": {"device": "CPU", "dtype": "Float32"}}), None);
     row(json!({"inference": {"device": "cpu"}}), Some("spec.inference.device"));
+    row(json!({"gpu": {"count": 1}, "inference": {"dtype": "Float16"}}), None);
     for good in ["Truncate", "Error", "ChunkMean"] {
         row(json!({"inference": {"onOverflow": good, "requireInputType": true}}), None);
     }

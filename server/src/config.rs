@@ -171,12 +171,14 @@ pub enum LogFormat {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum DtypeArg {
-    /// bfloat16 where the CPU computes it natively, else float32.
+    /// bfloat16 where the device computes it natively, else float32 on a CPU, and float16 on a GPU.
     Auto,
     /// Single precision.
     Float32,
     /// bfloat16 products, summed in single precision.
     Bfloat16,
+    /// Half precision, on GPUs.
+    Float16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -185,7 +187,7 @@ enum ImplementationArg {
     Auto,
     /// Our own kernels, for CPUs with AVX-512 or AMX.
     Fused,
-    /// Our padding-free forward on LibTorch.
+    /// Our padding-free forward on LibTorch, on CPUs and GPUs.
     Packed,
     /// rust-bert's model.
     #[value(name = "rust_bert")]
@@ -297,7 +299,7 @@ pub struct ServeArgs {
     /// The port to listen on; 0 lets the system choose one, which the log tells.
     #[arg(long, env = "PORT", default_value_t = 9000, help_heading = "HTTP")]
     port: u16,
-    /// Where to compute: auto, cpu, cuda or cuda:N.
+    /// Where to compute: `auto` on all GPUs that there are, else on the CPU; `cpu`; `cuda` on all GPUs; or `cuda:N` on one.
     #[arg(long, env = "EMBEDDING_DEVICE", default_value = "auto", help_heading = "Computing")]
     device: DeviceChoice,
     /// In which number format to compute.
@@ -311,7 +313,8 @@ pub struct ServeArgs {
     #[arg(long, env = "EMBEDDING_KERNELS", value_enum, default_value_t = KernelsArg::Auto,
           help_heading = "Computing")]
     kernels: KernelsArg,
-    /// Forwards that run at once for each model; 0: as many as the CPU limit allows.
+    /// Forwards that run at once for each model, on GPUs for each of them; 0: as many as the CPU limit allows, and 2 on a
+    /// GPU.
     #[arg(long, env = "EMBEDDING_WORKERS", default_value_t = 0, help_heading = "Computing",
           value_parser = clap::value_parser!(u16).range(0..=1024))]
     workers: u16,
@@ -320,9 +323,9 @@ pub struct ServeArgs {
     #[arg(long, env = "EMBEDDING_THREADS_PER_WORKER", default_value_t = 0, help_heading = "Computing",
           value_parser = clap::value_parser!(u16).range(0..=1024))]
     threads_per_worker: u16,
-    /// The most tokens in one forward.
-    #[arg(long, env = "EMBEDDING_MAX_BATCH_TOKENS", default_value_t = 1024, help_heading = "Limits",
-          value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    /// The most tokens in one forward; 0: 1024 on CPUs, where more would not fit into caches, and 32768 on GPUs.
+    #[arg(long, env = "EMBEDDING_MAX_BATCH_TOKENS", default_value_t = 0, help_heading = "Limits",
+          value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
     max_batch_tokens: u32,
     /// The most texts in one request; more are refused with 413.
     #[arg(long, env = "EMBEDDING_MAX_TEXTS", default_value_t = 10_000, help_heading = "Limits",
@@ -778,6 +781,7 @@ impl ServeArgs {
                         DtypeArg::Auto => None,
                         DtypeArg::Float32 => Some(Dtype::Float32),
                         DtypeArg::Bfloat16 => Some(Dtype::BFloat16),
+                        DtypeArg::Float16 => Some(Dtype::Float16),
                     },
                     device: self.device,
                     kernels: match self.kernels {
@@ -788,7 +792,12 @@ impl ServeArgs {
                     },
                 },
                 threads: threads(self.workers.into(), self.threads_per_worker.into(), cpus),
-                max_batch_tokens: self.max_batch_tokens as usize,
+                forwards_on_gpu: if self.workers == 0 {
+                    models::FORWARDS_ON_GPU
+                } else {
+                    self.workers.into()
+                },
+                max_batch_tokens: Some(self.max_batch_tokens as usize).filter(|&tokens| tokens > 0),
                 limits: Limits {
                     max_texts: self.max_texts as usize,
                     max_waiting_texts: self.max_waiting_texts as usize,

@@ -16,6 +16,8 @@ pub mod fake;
 pub mod families;
 #[cfg(target_arch = "x86_64")]
 mod fused;
+#[cfg(feature = "torch")]
+pub mod gpus;
 pub mod inventory;
 #[cfg(feature = "torch")]
 mod packed;
@@ -55,14 +57,26 @@ pub enum Error {
     /// Tokens that the model does not have.
     #[error("{0}")]
     Tokens(String),
+    /// A device has not enough memory for it.
+    #[error("the device has not enough memory: {0}")]
+    OutOfMemory(String),
     /// `LibTorch` failed.
     #[cfg(feature = "torch")]
     #[error("LibTorch failed: {}", first_line(.0))]
-    Torch(#[from] TchError),
+    Torch(TchError),
     /// rust-bert failed.
     #[cfg(feature = "torch")]
     #[error("rust-bert failed: {0}")]
     RustBert(String),
+}
+
+#[cfg(feature = "torch")]
+impl From<TchError> for Error {
+    fn from(error: TchError) -> Self {
+        let line = first_line(&error);
+        // LibTorch has a class for it, of which tch keeps the message.
+        if line.contains("out of memory") { Self::OutOfMemory(line) } else { Self::Torch(error) }
+    }
 }
 
 /// The message without the C++ stack that LibTorch appends to it.
@@ -227,6 +241,11 @@ pub trait Model: Send {
     /// `tokens × hidden` values, row by row.
     fn states(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error>;
 
+    /// Prepares the calling thread, which will compute with it from now on.
+    fn settle(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Lends it threads for the next forward. Implementations that have threads of their own take no notice.
     fn lend(&mut self, spare: Spare) {
         drop(spare);
@@ -276,6 +295,8 @@ pub enum Dtype {
     Float32,
     /// bfloat16 products, summed in single precision.
     BFloat16,
+    /// IEEE half precision products, summed in single precision: on GPUs.
+    Float16,
 }
 
 impl Dtype {
@@ -293,6 +314,7 @@ impl fmt::Display for Dtype {
         f.write_str(match self {
             Self::Float32 => "float32",
             Self::BFloat16 => "bfloat16",
+            Self::Float16 => "float16",
         })
     }
 }
@@ -300,12 +322,12 @@ impl fmt::Display for Dtype {
 /// Where the encoder computes, as asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// A GPU where there is one, else the CPU.
+    /// All GPUs that there are, else the CPU.
     Auto,
     /// The CPU.
     Cpu,
-    /// A GPU, by its index.
-    Cuda(usize),
+    /// A GPU, by its index, or all.
+    Cuda(Option<usize>),
 }
 
 impl FromStr for DeviceChoice {
@@ -315,11 +337,11 @@ impl FromStr for DeviceChoice {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
+            "cuda" => Ok(Self::Cuda(None)),
             _ => text
                 .strip_prefix("cuda:")
                 .and_then(|index| index.parse().ok())
-                .map(Self::Cuda)
+                .map(|index| Self::Cuda(Some(index)))
                 .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned()),
         }
     }
@@ -330,7 +352,37 @@ impl fmt::Display for DeviceChoice {
         match self {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Cuda(None) => f.write_str("cuda"),
+            Self::Cuda(Some(index)) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+/// Where the encoder computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The CPU.
+    Cpu,
+    /// Some GPUs, by the index of the first and their number; each has all of the model.
+    Cuda(usize, usize),
+}
+
+impl Device {
+    /// How many there are.
+    pub const fn count(self) -> usize {
+        match self {
+            Self::Cpu => 1,
+            Self::Cuda(_, count) => count,
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(first, 1) => write!(f, "cuda:{first}"),
+            Self::Cuda(first, count) => write!(f, "cuda:{first}-{}", first + count - 1),
         }
     }
 }
@@ -357,20 +409,26 @@ pub struct Plan {
     pub dtype: Dtype,
     /// With which instructions, where the implementation is the fused one.
     pub kernels: Option<InstructionSet>,
+    /// Where.
+    pub device: Device,
 }
 
 impl Plan {
+    /// Of one implementation in a dtype, on the CPU.
+    pub const fn on_cpu(implementation: Implementation, dtype: Dtype) -> Self {
+        Self { implementation, dtype, kernels: None, device: Device::Cpu }
+    }
+
     /// Decides how to compute, from what is asked for and what the machine has.
     /// The error tells the user what to change.
     pub fn decide(preference: Preference, machine: Machine) -> Result<Self, Error> {
-        if let DeviceChoice::Cuda(index) = preference.device {
-            return Err(Error::Unavailable(if machine.cuda_devices == 0 {
-                format!(
-                    "--device cuda:{index}: this LibTorch is a CPU build or sees no GPU; use --device cpu"
-                )
-            } else {
-                format!("--device cuda:{index}: no implementation computes on a GPU yet; use --device cpu")
-            }));
+        if let Some(plan) = Self::on_gpus(preference, machine)? {
+            return Ok(plan);
+        }
+        if preference.dtype == Some(Dtype::Float16) {
+            return Err(Error::Unavailable(
+                "--dtype float16: here only GPUs compute in it; use bfloat16 or float32".into(),
+            ));
         }
         let wanted = |set: InstructionSet| preference.dtype.is_none_or(|dtype| dtype == Dtype::of(set));
         let kernels = match preference.kernels {
@@ -402,7 +460,7 @@ impl Plan {
         });
         if implementation == Implementation::Fused {
             return match kernels {
-                Some(set) => Ok(Self { implementation, dtype: Dtype::of(set), kernels }),
+                Some(set) => Ok(Self { implementation, dtype: Dtype::of(set), kernels, device: Device::Cpu }),
                 None => Err(Error::Unavailable(format!(
                     "--implementation fused: it needs {needed}, which this CPU lacks; leave --implementation at auto"
                 ))),
@@ -436,7 +494,37 @@ impl Plan {
                     .into(),
             ));
         }
-        Ok(Self { implementation, dtype, kernels: None })
+        Ok(Self::on_cpu(implementation, dtype))
+    }
+
+    /// The same where GPUs are to compute; nothing where the CPU is.
+    fn on_gpus(preference: Preference, machine: Machine) -> Result<Option<Self>, Error> {
+        let chosen = preference.device;
+        // What only CPUs have.
+        let of_cpu = match (preference.implementation, preference.kernels) {
+            (Some(Implementation::Fused | Implementation::RustBert), _) => Some("--implementation"),
+            (_, Some(_)) => Some("--kernels"),
+            _ => None,
+        };
+        let refused = |why: String| Err(Error::Unavailable(format!("--device {chosen}: {why}")));
+        let (gpus, which) = match (chosen, machine.gpus) {
+            (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, Err(_)) => return Ok(None),
+            (DeviceChoice::Auto, Ok(_)) if of_cpu.is_some() => return Ok(None),
+            (DeviceChoice::Auto, Ok(gpus)) => (gpus, None),
+            (DeviceChoice::Cuda(_), Err(why)) => return refused(format!("{why}; use --device cpu")),
+            (DeviceChoice::Cuda(which), Ok(gpus)) => (gpus, which),
+        };
+        if let Some(option) = of_cpu {
+            return refused(format!("{option} asks for what only CPUs have; leave it at auto"));
+        }
+        let device = match which {
+            None => Device::Cuda(0, gpus.count),
+            Some(index) if index < gpus.count => Device::Cuda(index, 1),
+            Some(_) => return refused(format!("there are {} GPUs, counted from 0", gpus.count)),
+        };
+        let native = if gpus.bfloat16 { Dtype::BFloat16 } else { Dtype::Float16 };
+        let dtype = preference.dtype.unwrap_or(native);
+        Ok(Some(Self { implementation: Implementation::Packed, dtype, kernels: None, device }))
     }
 }
 
@@ -459,12 +547,33 @@ pub struct Machine {
     pub kernels: &'static [InstructionSet],
     /// Whether this build has `LibTorch`.
     pub libtorch: bool,
-    /// How many GPUs `LibTorch` can use.
-    pub cuda_devices: usize,
+    /// The GPUs that `LibTorch` can use, or why there are none.
+    pub gpus: Result<Gpus, &'static str>,
+}
+
+/// GPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gpus {
+    /// How many; at least one.
+    pub count: usize,
+    /// Whether all multiply bfloat16 natively.
+    pub bfloat16: bool,
 }
 
 impl Machine {
-    /// Looks at the machine that this runs on.
+    /// Looks at the machine that this runs on; at GPUs, where that may be chosen: to look for them loads libraries.
+    pub fn for_choice(device: DeviceChoice) -> Self {
+        #[cfg(feature = "torch")]
+        if device != DeviceChoice::Cpu {
+            // Its answer is what `detect` sees.
+            let _ = gpus::load();
+        }
+        #[cfg(not(feature = "torch"))]
+        let _ = device;
+        Self::detect()
+    }
+
+    /// Looks at the machine that this runs on; of GPUs, at those that were looked for before.
     pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         let (native_bf16, can_bf16) = (
@@ -484,14 +593,30 @@ impl Machine {
             kernels: Cpu::this().sets(),
             libtorch: cfg!(feature = "torch"),
             #[cfg(feature = "torch")]
-            cuda_devices: usize::try_from(tch::Cuda::device_count()).unwrap_or(0),
+            gpus: gpus::loaded()
+                .map(|gpus| Gpus { count: gpus.len(), bfloat16: gpus.iter().all(gpus::Gpu::is_modern) }),
             #[cfg(not(feature = "torch"))]
-            cuda_devices: 0,
+            gpus: Err("this build is without LibTorch, which computes on them"),
         }
     }
 }
 
-/// Loads the model in `directory` as `plan` says; with the tensors that it computes with.
+/// Loads the model in `directory` as `plan` says, onto each of its devices; with the tensors that it computes with.
+pub fn load_everywhere(
+    directory: &Directory,
+    plan: Plan,
+) -> Result<(Vec<Box<dyn Model>>, Vec<space::Tensor>), Error> {
+    let (first, tensors) = load(directory, plan)?;
+    let mut models = vec![first];
+    if let Device::Cuda(first, count) = plan.device {
+        for index in first + 1..first + count {
+            models.push(load(directory, Plan { device: Device::Cuda(index, 1), ..plan })?.0);
+        }
+    }
+    Ok((models, tensors))
+}
+
+/// Loads the model in `directory` as `plan` says, onto the first of its devices; with the tensors that it computes with.
 pub fn load(directory: &Directory, plan: Plan) -> Result<(Box<dyn Model>, Vec<space::Tensor>), Error> {
     match plan.implementation {
         #[cfg(target_arch = "x86_64")]
@@ -505,7 +630,11 @@ pub fn load(directory: &Directory, plan: Plan) -> Result<(Box<dyn Model>, Vec<sp
         }
         #[cfg(feature = "torch")]
         Implementation::Packed => {
-            let (model, tensors) = packed::Packed::load(directory, plan.dtype)?;
+            let device = match plan.device {
+                Device::Cpu => tch::Device::Cpu,
+                Device::Cuda(index, _) => tch::Device::Cuda(index),
+            };
+            let (model, tensors) = packed::Packed::load(directory, plan.dtype, device)?;
             Ok((Box::new(model), tensors))
         }
         #[cfg(feature = "torch")]
@@ -564,7 +693,7 @@ mod tests {
         can_bf16: true,
         kernels: &[Avx512Bf16, Avx512F32],
         libtorch: true,
-        cuda_devices: 0,
+        gpus: Err("no driver for GPUs is here (libcuda.so.1)"),
     };
     const AMX: Machine = Machine { kernels: &[AmxBf16, Avx512Bf16, Avx512F32], ..BF16 };
     /// AVX-512 without BF16: Intel Skylake-X, Ice Lake.
@@ -612,17 +741,65 @@ mod tests {
         for (wish, machine, implementation, dtype, kernels) in table {
             assert_eq!(
                 Plan::decide(wish, machine).unwrap(),
-                Plan { implementation, dtype, kernels },
+                Plan { implementation, dtype, kernels, device: Device::Cpu },
                 "{wish:?} {machine:?}"
             );
         }
     }
 
     #[test]
+    fn gpus_compute_where_there_are_some_unless_something_of_the_cpu_is_asked_for() {
+        use Dtype::{BFloat16, Float16, Float32};
+        use Implementation::{Fused, Packed, RustBert};
+        let with = |count, bfloat16| Machine { gpus: Ok(Gpus { count, bfloat16 }), ..AMX };
+        let on = |device, implementation, dtype| Preference { device, ..preference(implementation, dtype) };
+        let (auto, all, one) = (DeviceChoice::Auto, DeviceChoice::Cuda(None), DeviceChoice::Cuda(Some(1)));
+        for (wish, machine, device, dtype) in [
+            (on(auto, None, None), with(1, true), Device::Cuda(0, 1), BFloat16),
+            (on(auto, None, None), with(2, false), Device::Cuda(0, 2), Float16),
+            (on(all, None, Some(Float32)), with(4, true), Device::Cuda(0, 4), Float32),
+            (on(one, Some(Packed), Some(Float16)), with(2, true), Device::Cuda(1, 1), Float16),
+        ] {
+            let plan = Plan { implementation: Packed, dtype, kernels: None, device };
+            assert_eq!(Plan::decide(wish, machine).unwrap(), plan, "{wish:?}");
+        }
+        let kernels = Preference { kernels: Some(Avx512Bf16), ..preference(None, None) };
+        for wish in [on(DeviceChoice::Cpu, None, None), on(auto, Some(Fused), None), kernels] {
+            assert_eq!(Plan::decide(wish, with(1, true)).unwrap().device, Device::Cpu, "{wish:?}");
+        }
+        for (wish, machine, expected) in [
+            (
+                on(DeviceChoice::Cuda(Some(2)), None, None),
+                with(2, true),
+                "--device cuda:2: there are 2 GPUs, counted from 0",
+            ),
+            (
+                on(all, Some(RustBert), None),
+                with(1, true),
+                "--device cuda: --implementation asks for what only CPUs have; leave it at auto",
+            ),
+            (
+                Preference { device: all, ..kernels },
+                with(1, true),
+                "--device cuda: --kernels asks for what only CPUs have; leave it at auto",
+            ),
+            (
+                on(DeviceChoice::Cpu, None, Some(Float16)),
+                with(1, true),
+                "--dtype float16: here only GPUs compute in it; use bfloat16 or float32",
+            ),
+        ] {
+            assert_eq!(Plan::decide(wish, machine).unwrap_err().to_string(), expected);
+        }
+        let shown = [Device::Cpu, Device::Cuda(1, 1), Device::Cuda(0, 4)].map(|device| device.to_string());
+        assert_eq!(shown, ["cpu", "cuda:1", "cuda:0-3"]);
+    }
+
+    #[test]
     fn what_cannot_be_had_is_refused_with_what_to_do() {
         use Dtype::{BFloat16, Float32};
         use Implementation::{Fused, RustBert};
-        let cuda = Preference { device: DeviceChoice::Cuda(1), ..preference(None, None) };
+        let cuda = Preference { device: DeviceChoice::Cuda(Some(1)), ..preference(None, None) };
         let tiles = Preference { kernels: Some(AmxBf16), ..preference(None, None) };
         for (wish, machine, expected) in [
             (
@@ -635,7 +812,7 @@ mod tests {
                 BF16,
                 "--implementation rust_bert computes in float32 only; leave --dtype at auto or float32",
             ),
-            (cuda, BF16, "--device cuda:1: this LibTorch is a CPU build or sees no GPU; use --device cpu"),
+            (cuda, BF16, "--device cuda:1: no driver for GPUs is here (libcuda.so.1); use --device cpu"),
             (
                 preference(Some(Fused), None),
                 OLD,
@@ -691,8 +868,8 @@ mod tests {
         for (text, device) in [
             ("auto", Ok(DeviceChoice::Auto)),
             ("cpu", Ok(DeviceChoice::Cpu)),
-            ("cuda", Ok(DeviceChoice::Cuda(0))),
-            ("cuda:3", Ok(DeviceChoice::Cuda(3))),
+            ("cuda", Ok(DeviceChoice::Cuda(None))),
+            ("cuda:3", Ok(DeviceChoice::Cuda(Some(3)))),
             ("cuda:x", Err("expected auto, cpu, cuda or cuda:N".to_owned())),
             ("gpu", Err("expected auto, cpu, cuda or cuda:N".to_owned())),
         ] {

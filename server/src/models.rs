@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::batcher::Policy;
 use crate::embedder::{About, Embedder, Limits, Parts, Rate};
 use crate::metrics::Metrics;
-use crate::model::{self, Directory, Implementation, Machine, Plan, Preference};
+use crate::model::{self, Device, Directory, Implementation, Machine, Plan, Preference, TokenBatch};
 use crate::options::{self, Offer};
 use crate::tokenize::{self, Encode, How, Overflow, Pool, Tokenizer};
 use crate::worker::{Heartbeats, OnBatch, Queue, Threads, Workers};
@@ -150,10 +150,12 @@ impl Manner {
 pub struct Settings {
     /// Implementation, dtype, device.
     pub preference: Preference,
-    /// Worker threads.
+    /// Worker threads of a model on the CPU.
     pub threads: Threads,
-    /// The most tokens of a batch.
-    pub max_batch_tokens: usize,
+    /// Forwards at once on each GPU.
+    pub forwards_on_gpu: usize,
+    /// The most tokens of a batch; otherwise as suits the device.
+    pub max_batch_tokens: Option<usize>,
     /// How much a model takes on.
     pub limits: Limits,
 }
@@ -330,19 +332,28 @@ impl Models {
         pool: &Arc<Pool>,
         metrics: &Arc<Metrics>,
     ) -> Result<(), LoadError> {
-        let Loaded { model, tokenizer, about } = loaded;
-        let threads = match about.plan.implementation {
+        let Loaded { models, tokenizer, about } = loaded;
+        let threads = match (about.plan.device, about.plan.implementation) {
+            (Device::Cuda(..), _) => Threads { workers: settings.forwards_on_gpu, per_worker: 1 },
             // Its forwards have one thread each: as many forwards, instead, as threads were asked for.
-            Implementation::Fused => Threads {
+            (_, Implementation::Fused) => Threads {
                 workers: settings.threads.workers * settings.threads.per_worker.max(1),
                 per_worker: 1,
             },
             _ => settings.threads,
         };
+        let max_tokens = settings.max_batch_tokens.unwrap_or(match about.plan.device {
+            Device::Cpu => MAX_BATCH_TOKENS,
+            Device::Cuda(..) => MAX_BATCH_TOKENS_OF_GPU,
+        });
         let queue = Queue::new(Policy {
-            max_tokens: settings.max_batch_tokens,
+            max_tokens,
             padded: about.plan.implementation == Implementation::RustBert,
-            min_share: MIN_SHARE,
+            min_share: match about.plan.device {
+                Device::Cpu => MIN_SHARE,
+                // What two small batches would share they need twice.
+                Device::Cuda(..) => max_tokens / 2,
+            },
         });
         let rate = Arc::new(Rate::default());
         let on_batch: OnBatch = {
@@ -352,7 +363,8 @@ impl Models {
                 metrics.batch(&name, &report);
             })
         };
-        let workers = Workers::start(name, model, about.dimensions, &queue, threads, &on_batch)?;
+        let count = threads.workers * models.len();
+        let workers = Workers::start(name, models, about.dimensions, &queue, threads, &on_batch)?;
         self.heartbeats
             .write()
             .unwrap_or_else(PoisonError::into_inner)
@@ -365,7 +377,7 @@ impl Models {
             queue,
             limits: settings.limits,
             rate,
-            workers: threads.workers,
+            workers: count,
         });
         self.set(name, State::Ready(Arc::new(embedder)));
         Ok(())
@@ -387,10 +399,20 @@ impl Models {
 /// as embedding a short text.
 const MIN_SHARE: usize = 64;
 
+/// The most tokens of a batch, where it is not said. On a CPU what lies between two products has to stay in the caches
+/// (docs/benchmarks.md).
+pub const MAX_BATCH_TOKENS: usize = 1024;
+/// The same on a GPU, which has work to do at once for all that it can compute with.
+pub const MAX_BATCH_TOKENS_OF_GPU: usize = 32 * 1024;
+
+/// Forwards at once on a GPU, where it is not said: while one is computed, the next is made ready, and the one before
+/// is read.
+pub const FORWARDS_ON_GPU: usize = 2;
+
 /// A model with its tokenizer, before its workers are started.
 pub struct Loaded {
-    /// The model.
-    pub model: Box<dyn model::Model>,
+    /// The model, on each of its devices.
+    pub models: Vec<Box<dyn model::Model>>,
     /// Its tokenizer.
     pub tokenizer: Arc<dyn Encode>,
     /// Its description.
@@ -406,9 +428,9 @@ pub fn load(
     manner: &Manner,
 ) -> Result<Loaded, LoadError> {
     let directory = manner.applied(directory)?;
-    let plan = Plan::decide(preference, Machine::detect())?;
+    let plan = Plan::decide(preference, Machine::for_choice(preference.device))?;
     let tokenizer = Tokenizer::load(&directory, directory.encoder.vocab_size)?;
-    let (mut model, tensors) = model::load(&directory, plan)?;
+    let (mut models, tensors) = model::load_everywhere(&directory, plan)?;
     let offer = Offer {
         prompts: directory.prompts.clone(),
         default_prompt: directory.default_prompt_name.clone(),
@@ -436,15 +458,16 @@ pub fn load(
         Some(_) => tokenizer.encode_pair("hello", "hello", &How::default())?,
         None => tokenizer.encode("hello", &How::default())?,
     };
-    let vector = model
-        .embed(&hello.pieces.iter().collect())
-        .map_err(|error| LoadError::FirstForward(error.to_string()))?;
-    if vector.len() != about.dimensions || !vector.iter().all(|value| value.is_finite()) {
-        return Err(LoadError::FirstForward(format!(
-            "its first vector has {} values, {} expected, or some are not finite",
-            vector.len(),
-            about.dimensions
-        )));
+    let hello: TokenBatch = hello.pieces.iter().collect();
+    for model in &mut models {
+        let vector = model.embed(&hello).map_err(|error| LoadError::FirstForward(error.to_string()))?;
+        if vector.len() != about.dimensions || !vector.iter().all(|value| value.is_finite()) {
+            return Err(LoadError::FirstForward(format!(
+                "its first vector has {} values, {} expected, or some are not finite",
+                vector.len(),
+                about.dimensions
+            )));
+        }
     }
-    Ok(Loaded { model, tokenizer: Arc::new(tokenizer), about })
+    Ok(Loaded { models, tokenizer: Arc::new(tokenizer), about })
 }

@@ -58,7 +58,17 @@ pub fn run(config: Serve) -> anyhow::Result<()> {
     }
     // Decided once here too, so that a device or dtype that cannot be had is no
     // surprise of the first model.
-    model::Plan::decide(config.settings.preference, model::Machine::detect())?;
+    let preference = config.settings.preference;
+    model::Plan::decide(preference, model::Machine::for_choice(preference.device))?;
+    #[cfg(feature = "torch")]
+    match model::gpus::refused() {
+        Some(why) => tracing::warn!("this machine has GPUs, and they are not used: {why}"),
+        None => {
+            for gpu in model::gpus::loaded().unwrap_or_default() {
+                tracing::info!(name = gpu.name, memory_mib = gpu.memory >> 20, "GPU");
+            }
+        }
+    }
     if let Some(why) = Cpu::this().amx_refused() {
         tracing::warn!("this CPU has AMX, and it is not used: {why}");
     }
@@ -279,6 +289,7 @@ impl Loader {
             implementation = %about.plan.implementation,
             dtype = %about.plan.dtype,
             kernels = about.plan.kernels.map(tracing::field::display),
+            device = %about.plan.device,
             space = %about.space(),
             seconds = begun.elapsed().as_secs_f64(),
             "ready"

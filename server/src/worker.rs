@@ -8,7 +8,8 @@
 //! # Guarantees
 //!
 //! - A model handle belongs to one thread; nothing locks around a forward.
-//! - A batch that fails is repeated text by text: one bad text harms no other.
+//! - A batch that fails is repeated text by text: one bad text harms no other. One that is too much for the memory of
+//!   its device is repeated by halves.
 //! - A panic inside a forward is such a failure; the thread goes on.
 //! - A caller that has left ([`Queue::cancel`]) leaves the line at once.
 //! - After [`Queue::close`] what is in line is still answered, then the threads end.
@@ -37,6 +38,12 @@ pub enum Error {
     /// The model failed on it.
     #[error("the model failed on this text: {0}")]
     Failed(String),
+    /// It alone is more than the model's device has memory for.
+    #[error("the device has not enough memory for this text of {tokens} tokens: shorten it")]
+    TooLarge {
+        /// Its tokens.
+        tokens: usize,
+    },
     /// The vector has NaN or infinity in it.
     #[error("the model made a vector with values that are not finite for this text")]
     NotFinite,
@@ -322,7 +329,7 @@ pub struct Workers {
 /// How worker threads compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Threads {
-    /// Worker threads a model; each runs its own forward.
+    /// Worker threads a model and device; each runs its own forward.
     pub workers: usize,
     /// Threads that one operator of a forward may use.
     pub per_worker: usize,
@@ -332,23 +339,25 @@ pub struct Threads {
 pub type OnBatch = Arc<dyn Fn(Report) + Send + Sync>;
 
 impl Workers {
-    /// Starts the threads that embed what is in line before `model`.
+    /// Starts the threads that embed what is in line before a model, which is there once for each device.
     pub fn start(
         name: &str,
-        model: Box<dyn Model>,
+        models: Vec<Box<dyn Model>>,
         dimensions: usize,
         queue: &Arc<Queue>,
         threads: Threads,
         on_batch: &OnBatch,
     ) -> Result<Self, model::Error> {
         let workers = threads.workers.max(1);
-        let mut models = Vec::with_capacity(workers);
-        for _ in 1..workers {
-            models.push(model.share()?);
+        let mut handles = Vec::with_capacity(workers * models.len());
+        for model in models {
+            for _ in 1..workers {
+                handles.push(model.share()?);
+            }
+            handles.push(model);
         }
-        models.push(model);
-        let heartbeats = Heartbeats::new(workers);
-        let threads = models
+        let heartbeats = Heartbeats::new(handles.len());
+        let threads = handles
             .into_iter()
             .enumerate()
             .map(|(index, model)| {
@@ -366,6 +375,9 @@ impl Workers {
                         model::set_operator_threads(threads.per_worker.max(1));
                         if let Err(error) = model::enter_inference_mode() {
                             tracing::warn!(%error, "forwards keep autograd's bookkeeping");
+                        }
+                        if let Err(error) = thread.model.settle() {
+                            tracing::error!(%error, "the thread cannot be prepared for its device");
                         }
                         thread.run();
                     })
@@ -460,7 +472,18 @@ impl Worker {
             }
             Err(error) if jobs.len() == 1 => {
                 tracing::error!(%error, tokens = batch.tokens(), "a forward failed");
-                vec![Err(Error::Failed(error))]
+                vec![Err(match error {
+                    Failure::Memory(_) => Error::TooLarge { tokens: batch.tokens() },
+                    Failure::Other(why) => Error::Failed(why),
+                })]
+            }
+            // Half of it may fit.
+            Err(error @ Failure::Memory(_)) => {
+                tracing::warn!(%error, texts = jobs.len(), tokens = batch.tokens(), "trying the batch by halves");
+                let (first, second) = jobs.split_at(jobs.len() / 2);
+                let mut results = self.embed(first, output);
+                results.extend(self.embed(second, output));
+                results
             }
             Err(error) => {
                 tracing::warn!(%error, texts = jobs.len(), "a batch failed; trying its texts one by one");
@@ -469,7 +492,7 @@ impl Worker {
         }
     }
 
-    fn forward(&mut self, batch: &TokenBatch, output: Output) -> Result<Vec<f32>, String> {
+    fn forward(&mut self, batch: &TokenBatch, output: Output) -> Result<Vec<f32>, Failure> {
         self.heartbeats.begin(self.index);
         // The model's state is its weights, which a forward only reads.
         let result = catch_unwind(AssertUnwindSafe(|| match output {
@@ -479,8 +502,9 @@ impl Worker {
         self.heartbeats.set(self.index, IDLE);
         let values = match result {
             Ok(Ok(values)) => values,
-            Ok(Err(error)) => return Err(error.to_string()),
-            Err(panic) => return Err(format!("panic: {}", panic_line(&*panic))),
+            Ok(Err(error @ model::Error::OutOfMemory(_))) => return Err(Failure::Memory(error.to_string())),
+            Ok(Err(error)) => return Err(Failure::Other(error.to_string())),
+            Err(panic) => return Err(Failure::Other(format!("panic: {}", panic_line(&*panic)))),
         };
         let fits = match output {
             Output::Vector => values.len() == batch.len() * self.dimensions,
@@ -489,14 +513,25 @@ impl Worker {
         if fits {
             Ok(values)
         } else {
-            Err(format!(
+            Err(Failure::Other(format!(
                 "{} values for {} texts of {} dimensions",
                 values.len(),
                 batch.len(),
                 self.dimensions
-            ))
+            )))
         }
     }
+}
+
+/// Why a forward failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// Its device had no room for it.
+    #[error("{0}")]
+    Memory(String),
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
 }
 
 /// The first line of what a thread panicked with.
@@ -521,8 +556,15 @@ mod tests {
     const ONE: Threads = Threads { workers: 1, per_worker: 1 };
 
     fn start(fake: &Fake, queue: &Arc<Queue>, threads: Threads) -> Workers {
-        Workers::start("fake", Box::new(fake.clone()), 8, queue, threads, &(Arc::new(|_| {}) as OnBatch))
-            .unwrap()
+        Workers::start(
+            "fake",
+            vec![Box::new(fake.clone())],
+            8,
+            queue,
+            threads,
+            &(Arc::new(|_| {}) as OnBatch),
+        )
+        .unwrap()
     }
 
     /// Puts texts of these ids in line.
@@ -616,7 +658,8 @@ mod tests {
         let model = Together(Arc::new(std::sync::Barrier::new(3)));
         let threads = Threads { workers: 3, per_worker: 1 };
         let on_batch: OnBatch = Arc::new(|_| {});
-        let workers = Workers::start("together", Box::new(model), 8, &queue, threads, &on_batch).unwrap();
+        let workers =
+            Workers::start("together", vec![Box::new(model)], 8, &queue, threads, &on_batch).unwrap();
         // All at once, and one by one; each text is a batch.
         for parts in [vec![3], vec![1, 1, 1], vec![2, 1]] {
             while queue.lock().idle < 3 {
@@ -666,7 +709,7 @@ mod tests {
         let model = Lent { spare, go: Arc::clone(&go) };
         let threads = Threads { workers: 3, per_worker: 1 };
         let on_batch: OnBatch = Arc::new(|_| {});
-        let workers = Workers::start("lent", Box::new(model), 8, &queue, threads, &on_batch).unwrap();
+        let workers = Workers::start("lent", vec![Box::new(model)], 8, &queue, threads, &on_batch).unwrap();
         let until = |idle: usize| {
             while queue.lock().idle < idle {
                 std::thread::yield_now();
@@ -698,6 +741,56 @@ mod tests {
         until(3);
         assert_eq!(end(begin()).0, 0, "they are not alone any more");
         stop(&queue, workers);
+    }
+
+    /// Has memory for so many tokens at once.
+    #[derive(Clone, Debug)]
+    struct Narrow {
+        most: usize,
+        batches: Arc<Mutex<Vec<usize>>>,
+    }
+
+    impl Model for Narrow {
+        fn embed(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, model::Error> {
+            self.batches.lock().unwrap().push(batch.tokens());
+            if batch.tokens() > self.most {
+                return Err(model::Error::OutOfMemory("none left".into()));
+            }
+            Ok(batch.lengths().iter().flat_map(|&length| [length as f32; 8]).collect())
+        }
+
+        fn states(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, model::Error> {
+            self.embed(batch)
+        }
+
+        fn share(&self) -> Result<Box<dyn Model>, model::Error> {
+            Ok(Box::new(self.clone()))
+        }
+    }
+
+    #[test]
+    fn a_batch_for_which_there_is_no_memory_is_halved_and_a_text_for_which_there_is_none_is_refused() {
+        let queue = Queue::new(POLICY);
+        let lengths = [100usize, 90, 60, 60, 50, 40, 30];
+        let (_, receivers) = submit(&queue, lengths.map(|length| vec![1; length])).unwrap();
+        let batches = Arc::<Mutex<Vec<usize>>>::default();
+        let model = Narrow { most: 95, batches: Arc::clone(&batches) };
+        let on_batch: OnBatch = Arc::new(|_| {});
+        let workers = Workers::start("narrow", vec![Box::new(model)], 8, &queue, ONE, &on_batch).unwrap();
+        for (length, receiver) in lengths.into_iter().zip(receivers) {
+            let expected = match length {
+                100 => Err(Error::TooLarge { tokens: 100 }),
+                _ => Ok(vec![length as f32; 8]),
+            };
+            assert_eq!(receiver.blocking_recv().unwrap(), expected);
+        }
+        stop(&queue, workers);
+        let batches = batches.lock().unwrap();
+        assert!(batches.len() < 2 * lengths.len(), "{batches:?}");
+        assert!(
+            batches.iter().any(|&tokens| tokens <= 95 && tokens > 60),
+            "halves stay together: {batches:?}"
+        );
     }
 
     #[test]

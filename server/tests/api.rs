@@ -563,7 +563,7 @@ async fn livez_fails_for_a_forward_past_its_deadline_and_not_for_a_full_line() {
     let http = http::Settings { forward_deadline: Duration::from_millis(100), ..http_settings() };
     let settings = Settings {
         threads: embedding_server::worker::Threads { workers: 1, per_worker: 1 },
-        max_batch_tokens: 1,
+        max_batch_tokens: Some(1),
         ..settings()
     };
     let quick = Fake::new(4).slow(Duration::from_millis(20));

@@ -97,12 +97,12 @@ fn server(limits: Limits) -> (Arc<Shared>, Gate) {
     let gate = Gate::default();
     let settings = Settings {
         threads: Threads { workers: 1, per_worker: 1 },
-        max_batch_tokens: 20,
+        max_batch_tokens: Some(20),
         limits,
         ..settings()
     };
     let (models, metrics) = (Models::new(["fake"]), Arc::new(Metrics::new()));
-    let model = Loaded { model: Box::new(gate.clone()), ..loaded(&Fake::new(4)) };
+    let model = Loaded { models: vec![Box::new(gate.clone())], ..loaded(&Fake::new(4)) };
     models.serve("fake", model, &settings, &Arc::new(Pool::new(2).unwrap()), &metrics).unwrap();
     (Shared::new(models, metrics, http_settings()), gate)
 }
@@ -277,7 +277,7 @@ async fn a_priority_that_is_none_is_refused_on_every_path() {
 fn embedder() -> Arc<Embedder> {
     let settings = Settings {
         threads: Threads { workers: 3, per_worker: 1 },
-        max_batch_tokens: 30,
+        max_batch_tokens: Some(30),
         limits: Limits { max_texts: 10_000, max_waiting_texts: 100_000 },
         ..settings()
     };

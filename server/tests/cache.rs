@@ -154,9 +154,11 @@ async fn models_share_nothing_but_their_space() {
     let (metrics, models) = (Arc::new(Metrics::new()), Models::new(["one", "other", "same"]));
     let pool = Arc::new(Pool::new(2).unwrap());
     for (name, space) in [("one", "one"), ("other", "other"), ("same", "one")] {
-        let Loaded { model, tokenizer, mut about } = loaded(&Fake::new(4));
+        let Loaded { models: handles, tokenizer, mut about } = loaded(&Fake::new(4));
         about.offer.space = Base::of_test(space);
-        models.serve(name, Loaded { model, tokenizer, about }, &settings(), &pool, &metrics).unwrap();
+        models
+            .serve(name, Loaded { models: handles, tokenizer, about }, &settings(), &pool, &metrics)
+            .unwrap();
     }
     let shared = Shared::new(models, metrics, http::Settings { cache_bytes: ROOM, ..http_settings() });
     for (model, outcome) in [("one", "MISS"), ("other", "MISS"), ("same", "HIT"), ("other", "HIT")] {

@@ -30,10 +30,10 @@ fn server() -> Arc<Shared> {
 /// A server of a model with this offer.
 fn server_of(offer: Offer) -> Arc<Shared> {
     let (metrics, models) = (Arc::new(Metrics::new()), Models::new(["fake"]));
-    let Loaded { model, tokenizer, mut about } = loaded(&Fake::new(4));
+    let Loaded { models: handles, tokenizer, mut about } = loaded(&Fake::new(4));
     about.offer = offer;
     let pool = Arc::new(Pool::new(2).unwrap());
-    models.serve("fake", Loaded { model, tokenizer, about }, &settings(), &pool, &metrics).unwrap();
+    models.serve("fake", Loaded { models: handles, tokenizer, about }, &settings(), &pool, &metrics).unwrap();
     Shared::new(models, metrics, http_settings())
 }
 

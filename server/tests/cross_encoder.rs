@@ -52,7 +52,7 @@ impl Ours {
 }
 
 const fn in_f32(implementation: Implementation) -> Plan {
-    Plan { implementation, dtype: Dtype::Float32, kernels: None }
+    Plan::on_cpu(implementation, Dtype::Float32)
 }
 
 fn rows(value: &Value) -> Vec<Vec<f32>> {
@@ -134,10 +134,7 @@ fn scores_in_bfloat16_are_nearly_those_of_python() {
     if !Machine::detect().can_bf16 {
         return;
     }
-    let mut ours = Ours::new(
-        &cross_encoder("one"),
-        Plan { implementation: Implementation::Packed, dtype: Dtype::BFloat16, kernels: None },
-    );
+    let mut ours = Ours::new(&cross_encoder("one"), Plan::on_cpu(Implementation::Packed, Dtype::BFloat16));
     let pairs = ours.pairs(&How::default());
     let away = difference(&ours.logits(&pairs), &rows(&python()["one"]["logits"]));
     assert!(away < 0.1, "{away}");

@@ -265,7 +265,7 @@ fn parity(name: &str) {
     }
     let softer = softened(&path);
     let soft = Opened::new(softer.path()).unwrap();
-    let float32 = Plan { implementation: Implementation::Packed, dtype: Dtype::Float32, kernels: None };
+    let float32 = Plan::on_cpu(Implementation::Packed, Dtype::Float32);
     let exact = Outputs::one_by_one(&mut *soft.load(float32).unwrap(), &texts);
     for plan in plans(Dtype::BFloat16) {
         let Some(mut model) = soft.load(plan) else { continue };
@@ -451,7 +451,7 @@ fn pairs(
         did.push(format!("{} float32", plan.implementation));
     }
     println!("{name}: {} pairs; {}", pairs.len(), did.join(", "));
-    let float32 = Plan { implementation: Implementation::Packed, dtype: Dtype::Float32, kernels: None };
+    let float32 = Plan::on_cpu(Implementation::Packed, Dtype::Float32);
     mutations(path, |changed, mutation| {
         let Ok(opened) = Opened::new(changed) else { return Change::Refused };
         let Ok((mut model, _)) = model::load(&opened.directory, float32) else { return Change::Refused };

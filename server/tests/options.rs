@@ -23,10 +23,10 @@ fn server(offer: Offer) -> Arc<Shared> {
     let metrics = Arc::new(Metrics::new());
     let aliases = ["org/e5".to_owned(), "e5:exact".to_owned()];
     let models = Models::with_aliases([("e5", aliases.as_slice())]);
-    let Loaded { model, tokenizer, mut about } = loaded(&Fake::new(4));
+    let Loaded { models: handles, tokenizer, mut about } = loaded(&Fake::new(4));
     about.offer = offer;
     let pool = Arc::new(Pool::new(2).unwrap());
-    models.serve("e5", Loaded { model, tokenizer, about }, &settings(), &pool, &metrics).unwrap();
+    models.serve("e5", Loaded { models: handles, tokenizer, about }, &settings(), &pool, &metrics).unwrap();
     Shared::new(models, metrics, http_settings())
 }
 

@@ -29,7 +29,7 @@ fn tokenized(texts: &[String]) -> Vec<Tokens> {
 }
 
 const fn plan(implementation: Implementation, dtype: Dtype) -> Plan {
-    Plan { implementation, dtype, kernels: None }
+    Plan::on_cpu(implementation, dtype)
 }
 
 const fn fused(set: InstructionSet) -> Plan {
@@ -40,7 +40,7 @@ const fn fused(set: InstructionSet) -> Plan {
 const fn bound(dtype: Dtype) -> f64 {
     match dtype {
         Dtype::Float32 => 0.999_999,
-        Dtype::BFloat16 => 0.9999,
+        Dtype::BFloat16 | Dtype::Float16 => 0.9999,
     }
 }
 
@@ -322,7 +322,7 @@ fn fused_agrees_with_packed_on_every_configuration() {
             let packed = embed(&written, Implementation::Packed);
             let bound = match Dtype::of(set) {
                 Dtype::Float32 => 0.999_999,
-                Dtype::BFloat16 => 0.9995,
+                Dtype::BFloat16 | Dtype::Float16 => 0.9995,
             };
             assert_same(&format!("{name}, {set}"), &embed_by(&written, fused(set)), &packed, bound);
 

@@ -119,9 +119,9 @@ async fn vectors_name_their_space_and_every_answer_says_how_many_texts_were_cut(
 
 #[tokio::test]
 async fn a_models_name_can_say_what_texts_are_where_the_server_wants_to_know() {
-    let Loaded { model, tokenizer, mut about } = loaded(&Fake::new(4));
+    let Loaded { models: handles, tokenizer, mut about } = loaded(&Fake::new(4));
     about.offer = Offer { require_input_type: true, ..offer() };
-    let shared = server(vec![("e5", Loaded { model, tokenizer, about })]);
+    let shared = server(vec![("e5", Loaded { models: handles, tokenizer, about })]);
     for (path, body) in with_vectors("e5", "a") {
         // Cohere's version 2 insists on it for everybody.
         let status = if path == "/v2/embed" { 200 } else { 422 };

@@ -23,9 +23,9 @@ fn embedding() -> Arc<Shared> {
 }
 
 fn with(overflow: Overflow) -> Arc<Shared> {
-    let Loaded { about, model, tokenizer } = loaded(&Fake::new(4));
+    let Loaded { about, models, tokenizer } = loaded(&Fake::new(4));
     let about = About { offer: Offer { overflow, ..offer() }, ..about };
-    server(vec![("fake", Loaded { about, model, tokenizer })])
+    server(vec![("fake", Loaded { about, models, tokenizer })])
 }
 
 /// The vector that the fake model has for a text, as it is written.

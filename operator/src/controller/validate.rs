@@ -24,7 +24,7 @@ use crate::crd::rules::{
 use crate::crd::source::{Archive, FilledClaim, HuggingFace, ModelImage, patterns};
 use crate::crd::status::Reason;
 use crate::crd::{
-    AccessMode, Autoscaling, Device, EmbeddingModel, EmbeddingModelSpec, Gpu, Inference, ModelCache,
+    AccessMode, Autoscaling, Device, Dtype, EmbeddingModel, EmbeddingModelSpec, Gpu, Inference, ModelCache,
     Monitoring, Network, PodTemplate, QUANTITY, Resources, ServiceOptions, SpaceChangePolicy,
 };
 
@@ -208,6 +208,9 @@ pub fn validate(model: &EmbeddingModel, observed: &Observed, config: &Config) ->
         }
         (None, Device::Cuda) => return Err(Refusal::spec("inference.device CUDA needs gpu")),
         _ => {}
+    }
+    if spec.gpu.is_none() && spec.inference.dtype == Dtype::Float16 {
+        return Err(Refusal::spec("inference.dtype Float16 needs gpu"));
     }
     if spec
         .network

@@ -231,6 +231,12 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         at: SPEC,
+        rule: "has(self.gpu) || !(has(self.inference) && has(self.inference.dtype) && \
+               self.inference.dtype == 'Float16')",
+        message: "inference.dtype Float16 needs gpu",
+    },
+    Rule {
+        at: SPEC,
         rule: "!has(self.autoscaling) || self.autoscaling.minReplicas <= self.autoscaling.maxReplicas",
         message: "autoscaling.minReplicas must not be above autoscaling.maxReplicas",
     },

@@ -391,6 +391,9 @@ impl From<embedder::Error> for ApiError {
             embedder::Error::Text { source: worker::Error::Stopping, .. } | embedder::Error::Stopping => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the server is stopping")
             }
+            embedder::Error::Text { source: worker::Error::TooLarge { .. }, .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "text_too_large", error.to_string())
+            }
             embedder::Error::Text { .. } => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "forward_failed", error.to_string())
             }

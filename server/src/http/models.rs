@@ -79,7 +79,8 @@ struct Numerics {
     /// With which instructions of the CPU, where the implementation is the fused one.
     #[serde(skip_serializing_if = "Option::is_none")]
     kernels: Option<&'static str>,
-    device: &'static str,
+    /// `cpu`, or the GPUs: `cuda:0`, `cuda:0-3`.
+    device: String,
 }
 
 /// What is served, where it is, and how it is computed.
@@ -118,7 +119,7 @@ pub(super) async fn list(State(shared): SharedState) -> Response {
                         implementation: about.plan.implementation.to_string(),
                         dtype: about.plan.dtype.to_string(),
                         kernels: about.plan.kernels.map(InstructionSet::name),
-                        device: "cpu",
+                        device: about.plan.device.to_string(),
                     },
                 }))
             }

@@ -201,6 +201,7 @@ impl Details {
             quantization_level: match about.plan.dtype {
                 crate::model::Dtype::Float32 => "F32",
                 crate::model::Dtype::BFloat16 => "BF16",
+                crate::model::Dtype::Float16 => "F16",
             },
             context_length: about.max_tokens,
             embedding_length: about.dimensions,

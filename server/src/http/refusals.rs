@@ -150,12 +150,14 @@ fn nothing<A: Api>() -> Vec<Refusal> {
 fn vectors() -> Vec<Refusal> {
     let too_long = tokenize::Error::TooLong { index: 0, max_tokens: 0, limit: None };
     let forward = embedder::Error::Text { index: 0, source: worker::Error::Failed(String::new()) };
+    let too_large = embedder::Error::Text { index: 0, source: worker::Error::TooLarge { tokens: 0 } };
     let overloaded = embedder::Error::Overloaded { retry_after: Duration::ZERO };
     vec![
         (embedder::Error::TooLong(too_long).into(), "a text is too long, and was not to be cut"),
         (ApiError::other_space(""), "the vectors would be of another space than the expected one"),
         (options::Error::InputTypeMissing.into(), "`--require-input-type`, and the request does not say it"),
         (overloaded.into(), OVERLOADED),
+        (too_large.into(), "a text alone is more than the GPU has memory for"),
         (forward.into(), "the model failed on a text"),
         (embedder::Error::Stopping.into(), "the server is stopping"),
     ]

@@ -5,7 +5,7 @@ use serde_json::Value;
 use tch::{Kind, TchError, Tensor};
 
 #[cfg(feature = "torch")]
-use super::torch::{Reduce, segment_reduce};
+use super::torch::{Reduce, segment_reduce, whole_numbers};
 
 /// Which token states make the vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,6 +176,12 @@ fn average<'a>(rows: impl Iterator<Item = (&'a [f32], f32)>, whole: f32, vector:
     }
 }
 
+/// Some rows.
+#[cfg(feature = "torch")]
+fn select(states: &Tensor, rows: &[i64]) -> Result<Tensor, TchError> {
+    states.f_index_select(0, &whole_numbers(rows, states.device())?)
+}
+
 /// The token states of texts that lie one after the other.
 #[cfg(feature = "torch")]
 struct Texts<'a> {
@@ -196,20 +202,20 @@ impl Texts<'_> {
         })
     }
 
-    fn tensor<T: tch::kind::Element>(&self, values: &[T]) -> Result<Tensor, TchError> {
+    fn floats(&self, values: &[f32]) -> Result<Tensor, TchError> {
         Tensor::f_from_slice(values)?.f_to_device(self.states.device())
     }
 
     fn pooled(&self, mode: Mode) -> Result<Tensor, TchError> {
         let of_text = |of: fn(std::ops::Range<i64>) -> f32| -> Result<Tensor, TchError> {
-            self.tensor(&self.rows().map(of).collect::<Vec<_>>())?.f_unsqueeze(1)
+            self.floats(&self.rows().map(of).collect::<Vec<_>>())?.f_unsqueeze(1)
         };
         match mode {
             Mode::Cls | Mode::LastToken => {
                 let row =
                     |rows: std::ops::Range<i64>| if mode == Mode::Cls { rows.start } else { rows.end - 1 };
-                let rows = self.tensor(&self.rows().map(row).collect::<Vec<_>>())?;
-                self.states.f_index_select(0, &rows)?.f_to_kind(Kind::Float)
+                let rows: Vec<i64> = self.rows().map(row).collect();
+                select(self.states, &rows)?.f_to_kind(Kind::Float)
             }
             Mode::Max => self.reduced(Reduce::Max, false),
             Mode::Mean => self.reduced(Reduce::Mean, false),
@@ -229,7 +235,7 @@ impl Texts<'_> {
         let mut states = self.states.f_narrow(0, 0, total)?.f_to_kind(Kind::Float)?;
         if self.unpooled.iter().any(|&tokens| tokens > 0) {
             let rows: Vec<i64> = self.rows().flatten().collect();
-            states = states.f_index_select(0, &self.tensor(&rows)?)?;
+            states = select(&states, &rows)?;
         }
         if weighted {
             let weights = self.rows().zip(self.unpooled).flat_map(|(rows, &unpooled)| {
@@ -237,7 +243,7 @@ impl Texts<'_> {
                 let mean = (weights.start + weights.end - 1) as f32 / 2.0;
                 weights.map(move |weight| weight as f32 / mean)
             });
-            states = states.f_mul(&self.tensor(&weights.collect::<Vec<f32>>())?.f_unsqueeze(1)?)?;
+            states = states.f_mul(&self.floats(&weights.collect::<Vec<f32>>())?.f_unsqueeze(1)?)?;
         }
         let lengths: Vec<i64> = self.rows().map(|rows| rows.end - rows.start).collect();
         segment_reduce(&states, &lengths, reduce)

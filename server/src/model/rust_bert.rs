@@ -6,7 +6,8 @@
 use rust_bert::bert::{BertConfig, BertEmbeddings, BertModel};
 use tch::{Device, TchError, Tensor, nn};
 
-use super::tail::tensors::{Tail, values};
+use super::tail::tensors::Tail;
+use super::torch::values;
 use super::weights::Weights;
 use super::{Directory, Error, Model, TokenBatch};
 use crate::space;
@@ -134,11 +135,11 @@ fn published_name(weights: &Weights, name: &str) -> String {
 
 impl Model for Bert {
     fn embed(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error> {
-        values(&self.tail.forward(&self.encode(batch)?, batch)?)
+        Ok(values(&self.tail.forward(&self.encode(batch)?, batch)?)?)
     }
 
     fn states(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error> {
-        values(&self.encode(batch)?)
+        Ok(values(&self.encode(batch)?)?)
     }
 
     fn share(&self) -> Result<Box<dyn Model>, Error> {

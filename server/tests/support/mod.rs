@@ -56,7 +56,8 @@ pub fn settings() -> Settings {
             kernels: None,
         },
         threads: Threads { workers: 2, per_worker: 1 },
-        max_batch_tokens: 1024,
+        forwards_on_gpu: 2,
+        max_batch_tokens: Some(1024),
         limits: Limits { max_texts: 100, max_waiting_texts: 150 },
     }
 }
@@ -79,12 +80,12 @@ pub fn http_settings() -> http::Settings {
 /// A fake model of 4 dimensions whose texts are cut at 8 tokens.
 pub fn loaded(fake: &Fake) -> Loaded {
     Loaded {
-        model: Box::new(fake.clone()),
+        models: vec![Box::new(fake.clone())],
         tokenizer: Arc::new(Words { max_tokens: 8 }),
         about: About {
             architecture: "fake",
             kind: Kind::Embedding,
-            plan: Plan { implementation: Implementation::Fake, dtype: Dtype::Float32, kernels: None },
+            plan: Plan::on_cpu(Implementation::Fake, Dtype::Float32),
             dimensions: 4,
             max_tokens: 8,
             pooling: "mean".to_owned(),
@@ -109,7 +110,7 @@ pub fn loaded_scoring(labels: &[&str]) -> Loaded {
         ..about
     };
     Loaded {
-        model: Box::new(Fake::scoring(labels.len())),
+        models: vec![Box::new(Fake::scoring(labels.len()))],
         tokenizer: Arc::new(Words { max_tokens: 12 }),
         about,
     }

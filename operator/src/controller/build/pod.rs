@@ -271,6 +271,7 @@ fn arguments(model: &ValidModel, here: &Here) -> Vec<String> {
         Dtype::Auto => {}
         Dtype::Float32 => flag("dtype", "float32".into()),
         Dtype::BFloat16 => flag("dtype", "bfloat16".into()),
+        Dtype::Float16 => flag("dtype", "float16".into()),
     }
     if let Some(tokens) = model.inference.max_batch_tokens {
         flag("max-batch-tokens", tokens.to_string());

@@ -3,10 +3,12 @@
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::norm::Norm;
-use super::rotation::Rotation;
-use crate::model::encoder::{Affine, Distances, Encoder, HiddenAct, Order, QueryKeyNorm};
-use crate::model::tail::tensors::{Tail, values};
-use crate::model::torch::{Activation, Attention, Linear, activated, packed_attention};
+use super::rotation::{Rotation, Table};
+use crate::model::encoder::{Affine, Distances, Encoder, HiddenAct, Order, QueryKeyNorm, Rope};
+use crate::model::tail::tensors::Tail;
+use crate::model::torch::{
+    Activation, Attention, Linear, Path, Texts, activated, packed_attention, use_gpu, values, whole_numbers,
+};
 use crate::model::weights::Weights;
 use crate::model::{Directory, Dtype, Error, Model, TokenBatch};
 use crate::space;
@@ -14,12 +16,16 @@ use crate::space;
 /// The row count that the weights' layout is tuned for: about one batch.
 const TUNED_ROWS: i64 = 512;
 
+/// In which dtype, and where.
+type At = (Kind, Device);
+
 /// `[rows, in]` → `[rows, out]`, of several layers of the file.
-fn linear(weights: &Weights, parts: &[Affine], kind: Kind) -> Result<Linear, Error> {
+fn linear(weights: &Weights, parts: &[Affine], (kind, device): At) -> Result<Linear, Error> {
     let (weight, bias) = weights.affine(parts)?;
     let out_features = bias.len() as i64;
+    let moved = |tensor: Tensor| tensor.f_to_kind(kind)?.f_to_device(device);
     let weight = Tensor::f_from_slice(&weight)?.f_view([out_features, -1])?;
-    Ok(Linear::prepack(&weight.f_to_kind(kind)?, &Tensor::f_from_slice(&bias)?.f_to_kind(kind)?, TUNED_ROWS)?)
+    Ok(Linear::new(&moved(weight)?, &moved(Tensor::f_from_slice(&bias)?)?, TUNED_ROWS)?)
 }
 
 /// The dtype of the sums that layers add to. Where they are normalised before they are used, and not after each
@@ -40,9 +46,9 @@ struct Layer {
 }
 
 impl Layer {
-    fn load(weights: &Weights, index: i64, encoder: &Encoder, kind: Kind) -> Result<Self, Error> {
-        let norm = |name: &str, width| Norm::load(weights, name, width, &encoder.norm, kind);
-        let sum = sum_kind(encoder, kind);
+    fn load(weights: &Weights, index: i64, encoder: &Encoder, at: At) -> Result<Self, Error> {
+        let norm = |name: &str, width| Norm::load(weights, name, width, &encoder.norm, at);
+        let sum = (sum_kind(encoder, at.0), at.1);
         let of_sum = |name: &str| Norm::load(weights, name, encoder.hidden_size, &encoder.norm, sum);
         let [a, b, c, d] = encoder.layer_norms(index).map(|name| name.map(|name| of_sum(&name)).transpose());
         let query_key_norms = match encoder.query_key_norms(index) {
@@ -50,11 +56,11 @@ impl Layer {
             None => None,
         };
         Ok(Self {
-            query_key_value: linear(weights, &encoder.query_key_value(index), kind)?,
+            query_key_value: linear(weights, &encoder.query_key_value(index), at)?,
             query_key_norms,
-            attention_output: linear(weights, &[encoder.attention_output(index)], kind)?,
-            up: linear(weights, &encoder.up(index), kind)?,
-            down: linear(weights, &[encoder.down(index)], kind)?,
+            attention_output: linear(weights, &[encoder.attention_output(index)], at)?,
+            up: linear(weights, &encoder.up(index), at)?,
+            down: linear(weights, &[encoder.down(index)], at)?,
             norms: [a?, b?, c?, d?],
         })
     }
@@ -74,10 +80,10 @@ impl Layer {
 }
 
 /// What the layers of one forward need besides the states.
-struct Batch<'a> {
-    lengths: &'a [i64],
-    /// The rotations that some layer asks for, with what it asks for.
-    rotations: Vec<(Distances, Rotation)>,
+struct Batch {
+    texts: Texts,
+    /// The rotations that some layer asks for.
+    rotations: Vec<(Rope, Rotation)>,
 }
 
 /// An encoder with its tail.
@@ -99,40 +105,72 @@ pub(in crate::model) struct Packed {
     /// One where all share it.
     layers: Vec<Layer>,
     final_norm: Option<Norm>,
+    /// Of each rope that some layer asks for.
+    ropes: Vec<Table>,
     tail: Tail,
     kind: Kind,
+    device: Device,
+    /// By which way attention is computed.
+    path: Path,
+}
+
+/// By which way attention is computed on a device.
+fn path(encoder: &Encoder, (kind, device): At) -> Result<Path, TchError> {
+    if device == Device::Cpu {
+        return Ok(Path::Runs);
+    }
+    // What flash attention is written for; whether the GPU can run it, it says itself.
+    let fits = kind != Kind::Float && encoder.bias.is_none() && encoder.heads.size % 8 == 0;
+    if !fits || encoder.heads.size > 256 {
+        return Ok(Path::Padded);
+    }
+    let of = |heads: i64| Tensor::f_zeros([1, heads, encoder.heads.size], (kind, device));
+    let (q, k) = (of(encoder.heads.query)?, of(encoder.heads.key_value)?);
+    let how = Attention { scale: None, causal: false, reach: None, bias: None, path: Path::Flash };
+    match packed_attention([&q, &k, &k], &Texts::new(&[1], device)?, &how) {
+        Ok(_) => Ok(Path::Flash),
+        Err(error) => {
+            tracing::info!(%error, "flash attention does not run on this GPU; texts are padded");
+            Ok(Path::Padded)
+        }
+    }
 }
 
 impl Packed {
-    /// Loads the encoder and its tail for the CPU; with the tensors that were read.
+    /// Loads the encoder and its tail onto a device; with the tensors that were read.
     pub(in crate::model) fn load(
         directory: &Directory,
         dtype: Dtype,
+        device: Device,
     ) -> Result<(Self, Vec<space::Tensor>), Error> {
         let encoder = &directory.encoder;
         let kind = match dtype {
             Dtype::Float32 => Kind::Float,
             Dtype::BFloat16 => Kind::BFloat16,
+            Dtype::Float16 => Kind::Half,
         };
+        let at = (kind, device);
         let weights = Weights::open(&directory.path)?.of(encoder);
         let tables = weights.tables(encoder)?;
-        let table = |values: &[f32]| Tensor::f_from_slice(values)?.f_view([-1, encoder.embedding_size]);
+        let table = |values: &[f32]| {
+            Tensor::f_from_slice(values)?.f_view([-1, encoder.embedding_size])?.f_to_device(device)
+        };
         let words = table(&tables.words)?;
-        let none = || Tensor::f_zeros([1, encoder.embedding_size], (Kind::Float, Device::Cpu));
+        let none = || Tensor::f_zeros([1, encoder.embedding_size], (Kind::Float, device));
         let segments = tables.segments.as_deref().map_or_else(none, table)?;
         let positions = tables.positions.as_deref().map_or_else(none, table)?;
         let added = match encoder.bias {
             Some(bias) => {
                 let heads = encoder.heads.query;
                 let values = bias.values(heads as usize, directory.max_tokens, tables.buckets.as_deref());
-                Some(Tensor::f_from_slice(&values)?.f_view([heads, -1])?)
+                Some(Tensor::f_from_slice(&values)?.f_view([heads, -1])?.f_to_device(device)?)
             }
             None => None,
         };
         let first = segments.f_get(0)?;
         let second = segments.f_get((segments.size()[0] - 1).min(1))?;
-        let (tail, of_tail) = Tail::load(directory, Device::Cpu)?;
-        let norm = |name: &str, width, kind| Norm::load(&weights, name, width, &encoder.norm, kind);
+        let (tail, of_tail) = Tail::load(directory, device)?;
+        let norm = |name: &str, width, kind| Norm::load(&weights, name, width, &encoder.norm, (kind, device));
         let names = &encoder.names;
         let model = Self {
             words: match encoder.embedding_scale {
@@ -146,17 +184,24 @@ impl Packed {
                 .embedding_norm
                 .then(|| norm(names.embedding_norm, encoder.embedding_size, Kind::Float))
                 .transpose()?,
-            projection: encoder.projection().map(|affine| linear(&weights, &[affine], kind)).transpose()?,
+            projection: encoder.projection().map(|affine| linear(&weights, &[affine], at)).transpose()?,
             layers: encoder
                 .own_layers()
-                .map(|index| Layer::load(&weights, index, encoder, kind))
+                .map(|index| Layer::load(&weights, index, encoder, at))
                 .collect::<Result<_, _>>()?,
             final_norm: Some(names.final_norm)
                 .filter(|name| !name.is_empty())
                 .map(|name| norm(name, encoder.hidden_size, sum_kind(encoder, kind)))
                 .transpose()?,
+            ropes: encoder
+                .ropes()
+                .into_iter()
+                .map(|rope| Table::new(rope, encoder.heads.size, directory.max_tokens as i64, device))
+                .collect::<Result<_, _>>()?,
             tail,
             kind,
+            device,
+            path: path(encoder, at)?,
             encoder: encoder.clone(),
         };
         let mut read = weights.into_read();
@@ -167,24 +212,23 @@ impl Packed {
     /// The states of the batch's tokens, and of a few rows more: `[rows, hidden]`.
     fn encode(&self, batch: &TokenBatch) -> Result<Tensor, TchError> {
         let lengths = batch.lengths();
-        let mut ids = batch.ids().to_vec();
         // oneDNN compiles a kernel for each row count it meets: a few padding rows
         // keep their number small. They are no text's, so nothing sees them.
-        let rows = padded_rows(ids.len());
-        let of_text = |places: &mut Vec<i64>| {
-            places.resize(rows, 0);
-            Tensor::f_from_slice(places)
+        let rows = if self.device == Device::Cpu { padded_rows(batch.tokens()) } else { batch.tokens() };
+        let of_tokens = |mut values: Vec<i64>| {
+            values.resize(rows, 0);
+            whole_numbers(&values, self.device)
         };
-        let mut places: Vec<i64> = lengths.iter().flat_map(|&length| 0..length).collect();
-        let mut positions: Vec<i64> = match self.encoder.learned {
-            Some(learned) => batch.texts().flat_map(|text| learned.of_text(text.ids)).collect(),
-            None => vec![0; ids.len()],
+        let words = self.words.f_index_select(0, &of_tokens(batch.ids().to_vec())?)?;
+        let mut embedded = match self.encoder.learned {
+            Some(learned) => {
+                let positions = batch.texts().flat_map(|text| learned.of_text(text.ids)).collect();
+                words.f_add(&self.positions.f_index_select(0, &of_tokens(positions)?)?)?
+            }
+            None => words.f_add(&self.positions)?,
         };
-
-        let words = self.words.f_index_select(0, &of_text(&mut ids)?)?;
-        let mut embedded = words.f_add(&self.positions.f_index_select(0, &of_text(&mut positions)?)?)?;
-        if let Some(mut segments) = batch.segments() {
-            embedded = embedded.f_add(&self.second_segment.f_index_select(0, &of_text(&mut segments)?)?)?;
+        if let Some(segments) = batch.segments() {
+            embedded = embedded.f_add(&self.second_segment.f_index_select(0, &of_tokens(segments)?)?)?;
         }
         if let Some(norm) = &self.embedding_norm {
             embedded = norm.forward(&embedded)?;
@@ -194,16 +238,15 @@ impl Packed {
             None => embedded,
         };
         let mut x = x.f_to_kind(sum_kind(&self.encoder, self.kind))?;
-        let places = of_text(&mut places)?;
-        let mut around = Batch { lengths, rotations: Vec::new() };
+        let mut around = Batch { texts: Texts::new(lengths, self.device)?, rotations: Vec::new() };
+        if !self.ropes.is_empty() {
+            let places = of_tokens(lengths.iter().flat_map(|&length| 0..length).collect())?;
+            for table in &self.ropes {
+                around.rotations.push((table.rope(), table.at(&places, self.kind)?));
+            }
+        }
         for index in 0..self.encoder.layers as usize {
             let distances = self.encoder.distances.get(index).copied().unwrap_or_default();
-            if let Some(rope) = distances.rope
-                && !around.rotations.iter().any(|(of, _)| *of == distances)
-            {
-                let rotation = Rotation::new(rope, self.encoder.heads.size, &places)?;
-                around.rotations.push((distances, rotation));
-            }
             let layer = self.layers.get(index).or_else(|| self.layers.first());
             if let Some(layer) = layer {
                 x = self.layer(layer, &x, distances, &around)?;
@@ -221,7 +264,7 @@ impl Packed {
         layer: &Layer,
         x: &Tensor,
         distances: Distances,
-        batch: &Batch<'_>,
+        batch: &Batch,
     ) -> Result<Tensor, TchError> {
         let [attention_norm, attention_output_norm, feed_forward_norm, feed_forward_output_norm] =
             &layer.norms;
@@ -279,37 +322,41 @@ impl Packed {
         layer: &Layer,
         x: &Tensor,
         distances: Distances,
-        batch: &Batch<'_>,
+        batch: &Batch,
     ) -> Result<Tensor, TchError> {
-        let encoder = &self.encoder;
-        let mut qkv = layer.query_key_value.forward(x, Activation::Identity)?;
-        let (wide, narrow) = (encoder.query_width(), encoder.key_value_width());
-        let rotation = batch.rotations.iter().find(|(of, _)| *of == distances).map(|(_, rotation)| rotation);
-        if layer.query_key_norms.is_some() || rotation.is_some() {
-            let turn = |place: usize, from: i64, width: i64| -> Result<Tensor, TchError> {
-                let mut part = qkv.f_narrow(1, from, width)?;
-                let whole = encoder.query_key_norm == Some(QueryKeyNorm::Whole);
-                let heads = [-1, width / encoder.heads.size, encoder.heads.size];
-                if let Some(norms) = &layer.query_key_norms {
-                    let norm = &norms[place];
-                    part = if whole { norm.forward(&part)? } else { norm.forward(&part.f_reshape(heads)?)? };
+        let heads = self.encoder.heads;
+        let joined = layer.query_key_value.forward(x, Activation::Identity)?;
+        let joined = joined.f_view([-1, heads.query + 2 * heads.key_value, heads.size])?;
+        let part = |from: i64, count: i64| joined.f_narrow(1, from, count);
+        let v = part(heads.query + heads.key_value, heads.key_value)?;
+        let rope = batch.rotations.iter().find(|(rope, _)| Some(*rope) == distances.rope);
+        let turned = |part: Tensor| match rope {
+            Some((_, rotation)) => rotation.rotate(&part),
+            None => Ok(part),
+        };
+        let (q, k) = if let Some([query, key]) = &layer.query_key_norms {
+            let whole = self.encoder.query_key_norm == Some(QueryKeyNorm::Whole);
+            let normed = |norm: &Norm, part: &Tensor| {
+                if !whole {
+                    return norm.forward(part);
                 }
-                if let Some(rotation) = rotation {
-                    part = rotation.rotate(&part.f_reshape(heads)?)?;
-                }
-                part.f_reshape([-1, width])
+                norm.forward(&part.f_flatten(1, -1)?)?.f_view_as(part)
             };
-            let (query, key) = (turn(0, 0, wide)?, turn(1, wide, narrow)?);
-            qkv = Tensor::f_cat(&[query, key, qkv.f_narrow(1, wide + narrow, narrow)?], 1)?;
-        }
+            let (q, k) = (part(0, heads.query)?, part(heads.query, heads.key_value)?);
+            (turned(normed(query, &q)?)?, turned(normed(key, &k)?)?)
+        } else {
+            // Together: they lie side by side.
+            let both = turned(part(0, heads.query + heads.key_value)?)?;
+            (both.f_narrow(1, 0, heads.query)?, both.f_narrow(1, heads.query, heads.key_value)?)
+        };
         let how = Attention {
-            heads: encoder.heads,
-            scale: encoder.score_scale,
-            causal: encoder.causal,
+            scale: self.encoder.score_scale,
+            causal: self.encoder.causal,
             reach: distances.reach,
             bias: self.added.as_ref(),
+            path: self.path,
         };
-        packed_attention(&qkv, batch.lengths, &how)
+        packed_attention([&q, &k, &v], &batch.texts, &how)
     }
 }
 
@@ -321,11 +368,18 @@ fn padded_rows(tokens: usize) -> usize {
 
 impl Model for Packed {
     fn embed(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error> {
-        values(&self.tail.forward(&self.encode(batch)?, batch)?)
+        Ok(values(&self.tail.forward(&self.encode(batch)?, batch)?)?)
     }
 
     fn states(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, Error> {
-        values(&self.encode(batch)?.f_narrow(0, 0, batch.tokens() as i64)?)
+        Ok(values(&self.encode(batch)?.f_narrow(0, 0, batch.tokens() as i64)?)?)
+    }
+
+    fn settle(&mut self) -> Result<(), Error> {
+        match self.device {
+            Device::Cuda(index) => Ok(use_gpu(index)?),
+            _ => Ok(()),
+        }
     }
 
     fn share(&self) -> Result<Box<dyn Model>, Error> {
@@ -340,8 +394,11 @@ impl Model for Packed {
             projection: self.projection.clone(),
             layers: self.layers.iter().map(Layer::share).collect(),
             final_norm: share(&self.final_norm),
+            ropes: self.ropes.iter().map(Table::share).collect(),
             tail: self.tail.share(),
             kind: self.kind,
+            device: self.device,
+            path: self.path,
         }))
     }
 }

@@ -1,6 +1,6 @@
 //! `LayerNorm` and `RMSNorm`.
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::model::Error;
 use crate::model::encoder::{self, NormKind};
@@ -21,10 +21,10 @@ impl Norm {
         name: &str,
         width: i64,
         norm: &encoder::Norm,
-        kind: Kind,
+        place: (Kind, Device),
     ) -> Result<Self, Error> {
         let [weight, bias] = weights.norm(name, width, norm)?;
-        let load = |values: &[f32]| Tensor::f_from_slice(values)?.f_to_kind(kind);
+        let load = |values: &[f32]| Tensor::f_from_slice(values)?.f_to_kind(place.0)?.f_to_device(place.1);
         Ok(Self { weight: load(&weight)?, bias: load(&bias)?, kind: norm.kind, eps: norm.eps })
     }
 
@@ -33,6 +33,10 @@ impl Norm {
         match self.kind {
             NormKind::Layer => {
                 x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, false)
+            }
+            // In one kernel there.
+            NormKind::Rms | NormKind::RmsPlusOne if x.device() != Device::Cpu => {
+                x.f_rms_norm(self.weight.size(), Some(&self.weight), self.eps)
             }
             NormKind::Rms | NormKind::RmsPlusOne => {
                 let wide = x.f_to_kind(Kind::Float)?;

@@ -1,6 +1,6 @@
 //! The tail on `LibTorch`, on any device.
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use super::super::directory::{DenseActivation, Directory};
 use super::super::pooling::Pooling;
@@ -85,12 +85,4 @@ impl Tail {
         }
         Ok(vectors)
     }
-}
-
-/// The values of a tensor on any device, row by row, as f32.
-pub(crate) fn values(tensor: &Tensor) -> Result<Vec<f32>, Error> {
-    let tensor = tensor.f_contiguous()?.f_to_kind(Kind::Float)?;
-    let mut values = vec![0.0; tensor.numel()];
-    tensor.f_copy_data(&mut values, tensor.numel())?;
-    Ok(values)
 }

@@ -15,7 +15,7 @@ target = $(shell $(CARGO) metadata --format-version 1 --no-deps \
 # The models that ARGS or EMBEDDING_MODEL name, if any.
 named_models = $(EMBEDDING_MODEL)$(filter --model --model=%,$(ARGS))
 
-.PHONY: help run build test deny images e2e e2e-on-a-cluster lint fmt fuzz-api generate bench libtorch model python clients kube programs clean
+.PHONY: help run build test deny images e2e e2e-on-a-cluster lint fmt fuzz-api generate bench gpu-check libtorch model python clients kube programs clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 18
@@ -76,7 +76,11 @@ bench: libtorch build ## measure the engine and the server against their peers
 	@$(PYTHON) scripts/model "$(target)/release/embedding-server"
 	scripts/bench $(ARGS)
 
-libtorch: ## provide LibTorch for the build
+gpu-check: libtorch build ## check and measure what models compute on this machine's GPUs
+	@$(PYTHON) scripts/model "$(target)/release/embedding-server"
+	scripts/gpu-check $(ARGS)
+
+libtorch: ## provide LibTorch for the build (TORCH_CUDA_VERSION=cu130: with its part for GPUs)
 	@$(PYTHON) scripts/libtorch
 
 model: build ## bring the default model into the cache

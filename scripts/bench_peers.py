@@ -7,8 +7,8 @@ usage: bench_peers.py export MODEL_DIR INTO
 `export` writes INTO/model.onnx, and INTO/fused.onnx with what ONNX Runtime's optimizer
 for BERT makes of it: attention, GELU and LayerNorm are an operator each.
 
-LIBRARY is sentence-transformers, ONNX-Runtime or OpenVINO, one a process, so that no
-thread pool meets another one's. TEXTS_JSON is {"CLASS": ["text", ...], ...}. Says
+LIBRARY is sentence-transformers, sentence-transformers-cuda (on a GPU), ONNX-Runtime or
+OpenVINO, one a process, so that no thread pool meets another one's. TEXTS_JSON is {"CLASS": ["text", ...], ...}. Says
 {"versions": {...}} when ready, or {"left_out": "why"}, then answers each line
 
   {"class": "medium", "per_call": 32, "vectors": "FILE"}
@@ -32,6 +32,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "true"
 INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
 # sentence-transformers' default, which users of ONNX Runtime keep.
 BATCH = 32
+# On a GPU one of these is best, which depends on the texts and on the model.
+GPU_BATCHES = [32, 128, 512, 2048]
 # OpenVINO is served best by one of these, which depends on the texts and on the CPU.
 OPENVINO_BATCHES = [1, 8, 32]
 
@@ -87,26 +89,58 @@ def export(directory, into):
     fused.save_model_to_file(str(into / "fused.onnx"))
 
 
+def best_size(peer, sizes, todo):
+    """Sets the peer's size of batches to that which embeds this soonest."""
+
+    def seconds(size):
+        peer.size = size
+        # The first time compiles kernels for each shape.
+        best = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            for texts in todo:
+                peer.embed(texts)
+            best.append(time.perf_counter() - begun)
+        return min(best[1:])
+
+    sizes = [size for size in sizes if size <= max(map(len, todo))] or sizes[:1]
+    peer.size = min(sizes, key=seconds) if len(sizes) > 1 else sizes[0]
+
+
 class SentenceTransformers:
     """`SentenceTransformer.encode` with its own defaults."""
 
     packages = ["sentence-transformers", "transformers", "tokenizers", "torch", "numpy"]
+    device = "cpu"
+    size = BATCH
 
     def __init__(self, directory, dtype, threads, _):
         import torch
         from sentence_transformers import SentenceTransformer
         from transformers.utils.logging import disable_progress_bar
 
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise LeftOut("its torch sees no GPU")
         torch.set_num_threads(threads)
         disable_progress_bar()
         kwargs = {"dtype": getattr(torch, dtype)}
-        self.model = SentenceTransformer(str(directory), device="cpu", model_kwargs=kwargs).eval()
+        self.model = SentenceTransformer(str(directory), device=self.device, model_kwargs=kwargs).eval()
 
     def tune(self, todo):
         return ""
 
     def embed(self, texts):
-        return self.model.encode(texts, batch_size=BATCH, show_progress_bar=False)
+        return self.model.encode(texts, batch_size=self.size, show_progress_bar=False)
+
+
+class SentenceTransformersOnGpu(SentenceTransformers):
+    """The same on a GPU, with the best size of batches."""
+
+    device = "cuda"
+
+    def tune(self, todo):
+        best_size(self, GPU_BATCHES, todo)
+        return f"batches of {self.size}"
 
 
 class Batches:
@@ -206,21 +240,7 @@ class OpenVino:
         self.size = OPENVINO_BATCHES[0]
 
     def tune(self, todo):
-        """Keeps the size of batches that embeds this soonest."""
-
-        def seconds(size):
-            self.size = size
-            # The first time compiles kernels for each shape.
-            best = []
-            for _ in range(3):
-                begun = time.perf_counter()
-                for texts in todo:
-                    self.embed(texts)
-                best.append(time.perf_counter() - begun)
-            return min(best[1:])
-
-        sizes = [size for size in OPENVINO_BATCHES if size <= max(map(len, todo))]
-        self.size = min(sizes, key=seconds) if len(sizes) > 1 else sizes[0]
+        best_size(self, OPENVINO_BATCHES, todo)
         return f"{self.streams} streams, batches of {self.size}"
 
     def embed(self, texts):
@@ -239,6 +259,7 @@ class OpenVino:
 
 LIBRARIES = {
     "sentence-transformers": SentenceTransformers,
+    "sentence-transformers-cuda": SentenceTransformersOnGpu,
     "ONNX-Runtime": OnnxRuntime,
     "OpenVINO": OpenVino,
 }

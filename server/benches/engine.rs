@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use support::corpus::{self, Class};
 use support::figures::{cosine, median, min_cosine, number, percent, ratio, spread, table, times};
 use support::ours::{self, Ours};
-use support::peers::{Python, REFERENCE, RustBert};
+use support::peers::{ON_CPUS, Python, REFERENCE, RustBert};
 use support::roofline::{self, Roofline, Sizes};
 use support::{Contestant, LeftOut, Options, machine};
 
@@ -34,17 +34,19 @@ const NOT_QUICK: [&str; 2] = ["rust_bert float32", "sentence-transformers bfloat
 fn main() -> anyhow::Result<()> {
     let Some(options) = Options::parse()? else { return Ok(()) };
     let rounds = if options.quick { 2 } else { 5 };
-    let wanted = |name: &str| !options.quick || !NOT_QUICK.contains(&name);
+    let wanted = |name: &str| {
+        if options.alone { name.starts_with("fused") } else { !options.quick || !NOT_QUICK.contains(&name) }
+    };
     let classes = corpus::classes(options.quick);
     let machine = machine::describe();
     let directory = ours::model_directory()?;
     let sizes = Sizes::read(&directory)?;
 
-    let mut python = Python::start(&directory, &classes, wanted)?;
+    let mut python = Python::start(&directory, &classes, ON_CPUS, wanted)?;
     let Python { peers, versions, left_out, .. } = &mut python;
     let runtime = Arc::new(tokio::runtime::Builder::new_multi_thread().worker_threads(1).build()?);
     // First, or our workers would take over its number of threads.
-    let pipeline = RustBert::load(&directory)?;
+    let pipeline = if options.alone { None } else { Some(RustBert::load(&directory)?) };
     let mut contestants: Vec<Box<dyn Contestant>> = Vec::new();
     let mut counts: Vec<Vec<usize>> = Vec::new();
     for (implementation, dtype) in OURS {
@@ -61,7 +63,9 @@ fn main() -> anyhow::Result<()> {
         }
     }
     ensure!(!contestants.is_empty(), "none of our implementations runs here: {left_out:?}");
-    contestants.push(Box::new(pipeline));
+    if let Some(pipeline) = pipeline {
+        contestants.push(Box::new(pipeline));
+    }
     for peer in peers.drain(..) {
         contestants.push(Box::new(peer));
     }

@@ -19,7 +19,7 @@ use support::figures::{cosine, median, min_cosine, number, percent, quantile, ra
 use support::infinity::{Engine, Infinity};
 use support::load::{Load, Server};
 use support::ours::{self, Ours};
-use support::peers::{Python, REFERENCE, RustBert};
+use support::peers::{ON_CPUS, Python, REFERENCE, RustBert};
 use support::{Contestant, LeftOut, Options, machine};
 use tokio::runtime::Runtime;
 
@@ -66,7 +66,7 @@ fn main() -> anyhow::Result<()> {
     let machine = machine::describe();
     let directory = ours::model_directory()?;
     let classes: Vec<Class> = shapes.iter().map(|shape| shape.class.clone()).collect();
-    let mut python = Python::start(&directory, &classes, |name| name == REFERENCE)?;
+    let mut python = Python::start(&directory, &classes, ON_CPUS, |name| name == REFERENCE)?;
     let runtime =
         Arc::new(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?);
     // First, or our workers would take over its number of threads.

@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use embedding_server::model::{
-    self, DeviceChoice, Directory, Dtype, Implementation, Machine, Model, Plan, Preference, TokenBatch,
-    inventory,
+    self, Device, DeviceChoice, Directory, Dtype, Implementation, Machine, Model, Plan, Preference,
+    TokenBatch, inventory,
 };
 use embedding_server::tokenize::{Encode, How, Overflow, Tokenizer, Tokens};
 use safetensors::SafeTensors;
@@ -36,8 +36,13 @@ const ROUNDED: f64 = 0.999;
 /// Of scores and logits.
 const SCORE: f32 = 1e-4;
 
+/// This package's, also where the test was built elsewhere (`scripts/gpu-check`).
+fn manifest_dir() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/families").join(name)
+    manifest_dir().join("tests/families").join(name)
 }
 
 fn json(path: &Path) -> Value {
@@ -101,17 +106,29 @@ impl Opened {
 
 /// Every way to compute a model on this machine in that dtype.
 fn plans(dtype: Dtype) -> Vec<Plan> {
-    let all = [Implementation::Packed, Implementation::Fused, Implementation::RustBert];
-    let plan = |implementation| {
-        let wish = Preference {
-            implementation: Some(implementation),
-            dtype: Some(dtype),
-            device: DeviceChoice::Cpu,
-            kernels: None,
-        };
-        Plan::decide(wish, Machine::detect()).ok()
+    let cpu_way = [Implementation::Packed, Implementation::Fused, Implementation::RustBert];
+    let ways = cpu_way.map(|implementation| (implementation, DeviceChoice::Cpu));
+    let gpu_way = (Implementation::Packed, DeviceChoice::Cuda(Some(0)));
+    let machine = Machine::for_choice(gpu_way.1);
+    let plan = |(implementation, device)| {
+        let wish =
+            Preference { implementation: Some(implementation), dtype: Some(dtype), device, kernels: None };
+        Plan::decide(wish, machine).ok()
     };
-    all.into_iter().filter_map(plan).collect()
+    ways.into_iter().chain([gpu_way]).filter_map(plan).collect()
+}
+
+/// Where there is no GPU, that is to be seen; and `scripts/gpu-check` wants one.
+#[test]
+fn all_of_this_runs_on_a_gpu_where_there_is_one() {
+    let machine = Machine::for_choice(DeviceChoice::Cuda(Some(0)));
+    match machine.gpus {
+        Ok(_) => assert!(plans(Dtype::Float16).iter().any(|plan| plan.device != Device::Cpu)),
+        Err(why) => {
+            println!("NOT RUN on a GPU: {why}");
+            assert!(std::env::var_os("EMBEDDING_TEST_GPU").is_none(), "a GPU is wanted");
+        }
+    }
 }
 
 /// Vectors and token states of some texts.
@@ -255,24 +272,26 @@ fn parity(name: &str) {
             ours.vectors.iter().zip(in_one_batch(&mut *model, &texts)).zip(&python.vectors)
         {
             let size = python.iter().fold(1.0, |most: f32, value| most.max(value.abs()));
-            assert!(difference(alone, &batched) < 1e-5 * size, "{plan:?}");
+            // A GPU has other kernels for other sizes, which add in another order.
+            let rounding = if plan.device == Device::Cpu { 1e-5 } else { 1e-4 };
+            assert!(difference(alone, &batched) < rounding * size, "{plan:?}");
             // Normalisation that comes last is left to the caller.
             if !opened.directory.normalizes() {
                 assert!(difference(alone, python) < 1e-3 * size, "{plan:?}");
             }
         }
-        did.push(format!("{} float32", plan.implementation));
+        did.push(format!("{} float32 on {}", plan.implementation, plan.device));
     }
     let softer = softened(&path);
     let soft = Opened::new(softer.path()).unwrap();
     let float32 = Plan::on_cpu(Implementation::Packed, Dtype::Float32);
     let exact = Outputs::one_by_one(&mut *soft.load(float32).unwrap(), &texts);
-    for plan in plans(Dtype::BFloat16) {
+    for plan in [Dtype::BFloat16, Dtype::Float16].into_iter().flat_map(plans) {
         let Some(mut model) = soft.load(plan) else { continue };
         let rounded = Outputs::one_by_one(&mut *model, &texts);
         let [vector, _] = rounded.least_cosines(&exact, hidden).unwrap();
         assert!((ROUNDED..1.0 - 1e-9).contains(&vector), "{plan:?}: {vector}");
-        did.push(format!("{} bfloat16 {vector:.5}", plan.implementation));
+        did.push(format!("{} {} {vector:.5} on {}", plan.implementation, plan.dtype, plan.device));
     }
     let later = path.join("config.transformers5.json");
     if later.exists() {
@@ -526,7 +545,7 @@ fn space(directory: &Directory) -> String {
 /// Clients keep spaces with their vectors: another one for the same model would have them embed everything anew.
 #[test]
 fn the_space_of_each_model_is_what_it_always_was() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/family-spaces.json");
+    let file = manifest_dir().join("tests/family-spaces.json");
     let names = [VECTORS, SCORES, ANSWERS].concat();
     let of = |name: &&str| (name.to_string(), space(&Directory::read(&folder(name)).unwrap()));
     let spaces: BTreeMap<String, String> = names.iter().map(of).collect();

@@ -15,6 +15,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 
+/// The directory of this package, also where the benchmark was built elsewhere: Cargo sets the variable, or whoever
+/// runs it by hand.
+pub(crate) fn manifest_dir() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 /// The vectors of some texts, and how long it took to make them.
 #[derive(Debug, Default)]
 pub(crate) struct Run {
@@ -85,6 +91,8 @@ impl LeftOut {
 pub(crate) struct Options {
     /// Fewer texts and rounds.
     pub(crate) quick: bool,
+    /// Nobody but us, and of us the fastest.
+    pub(crate) alone: bool,
     /// Where to write every sample.
     pub(crate) json: Option<PathBuf>,
 }
@@ -101,8 +109,9 @@ impl Options {
             match argument.to_str() {
                 Some("--bench") => measure = true,
                 Some("--quick") => options.quick = true,
+                Some("--alone") => options.alone = true,
                 Some("--json") => options.json = Some(file()?.into()),
-                _ => bail!("unknown option {}; known: --quick, --json FILE", argument.display()),
+                _ => bail!("unknown option {}; known: --quick, --alone, --json FILE", argument.display()),
             }
         }
         Ok(measure.then_some(options))

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::corpus::Class;
-use super::{Contestant, LeftOut, Run, machine};
+use super::{Contestant, LeftOut, Run, machine, manifest_dir};
 
 /// How many texts the peers put in a batch: sentence-transformers' default.
 const BATCH: usize = 32;
@@ -123,12 +123,22 @@ impl Contestant for RustBert {
 pub(crate) const REFERENCE: &str = "sentence-transformers float32";
 
 /// What `scripts/bench_peers.py` knows: a library, how it is called here, a number format.
-const LIBRARIES: [(&str, &str, &str); 5] = [
+pub(crate) type Library = (&'static str, &'static str, &'static str);
+
+/// On CPUs.
+pub(crate) const ON_CPUS: &[Library] = &[
     ("sentence-transformers", "sentence-transformers", "float32"),
     ("sentence-transformers", "sentence-transformers", "bfloat16"),
     ("ONNX-Runtime", "ONNX Runtime", "float32"),
     ("OpenVINO", "OpenVINO", "float32"),
     ("OpenVINO", "OpenVINO", "bfloat16"),
+];
+
+/// On a GPU.
+pub(crate) const ON_A_GPU: &[Library] = &[
+    ("sentence-transformers-cuda", "sentence-transformers", "float32"),
+    ("sentence-transformers-cuda", "sentence-transformers", "bfloat16"),
+    ("sentence-transformers-cuda", "sentence-transformers", "float16"),
 ];
 
 /// The Python peers, and what they read.
@@ -144,11 +154,12 @@ pub(crate) struct Python {
 }
 
 impl Python {
-    /// Starts a process for each peer whose name is `wanted`; `BENCH_PYTHON` names the
+    /// Starts a process for each of `libraries` whose name is `wanted`; `BENCH_PYTHON` names the
     /// interpreter.
     pub(crate) fn start(
         directory: &Path,
         classes: &[Class],
+        libraries: &[Library],
         wanted: impl Fn(&str) -> bool,
     ) -> anyhow::Result<Self> {
         let scratch = tempfile::tempdir()?;
@@ -158,7 +169,7 @@ impl Python {
         fs::write(&texts, serde_json::to_string(&by_class)?)?;
         let interpreter = std::env::var_os("BENCH_PYTHON").filter(|name| !name.is_empty());
         let mut python = Self { peers: Vec::new(), versions: BTreeMap::new(), left_out: Vec::new(), scratch };
-        if let Some(interpreter) = &interpreter {
+        if let Some(interpreter) = interpreter.as_ref().filter(|_| libraries == ON_CPUS) {
             let mut script = Script::start(interpreter, |command| {
                 command.arg("export").arg(directory).arg(python.scratch.path());
             })?;
@@ -166,7 +177,7 @@ impl Python {
                 python.left_out.push(LeftOut::new("the model as ONNX", why));
             }
         }
-        for (library, called, dtype) in LIBRARIES {
+        for &(library, called, dtype) in libraries {
             let name = format!("{called} {dtype}");
             if !wanted(&name) {
                 continue;
@@ -207,7 +218,7 @@ struct Script {
 impl Script {
     fn start(python: &OsStr, arguments: impl FnOnce(&mut Command)) -> anyhow::Result<Self> {
         let mut command = Command::new(python);
-        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/bench_peers.py"));
+        command.arg(manifest_dir().join("../scripts/bench_peers.py"));
         arguments(&mut command);
         let mut child = command
             .stdin(Stdio::piped())

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::source::is_commit;
 use super::{Archive, Error, Fetched, Manifest, Place, Source, room, select};
+use crate::disk;
 use crate::model::digests;
 
 const RECORD: &str = ".fetched.json";
@@ -280,12 +281,7 @@ fn sync(path: &Path) -> Result<(), Error> {
 }
 
 fn sync_folder(path: &Path) -> Result<(), Error> {
-    use std::io::ErrorKind::{InvalidInput, Unsupported};
-    match File::open(path).and_then(|folder| folder.sync_all()) {
-        // Some network file systems sync no folders; they have no need to.
-        Err(error) if matches!(error.kind(), InvalidInput | Unsupported) => Ok(()),
-        result => result.map_err(Error::io("syncing", path)),
-    }
+    disk::sync_folder(path).map_err(Error::io("syncing", path))
 }
 
 /// The record of a directory that has all that it lists, in the sizes listed.

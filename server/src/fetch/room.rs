@@ -19,6 +19,7 @@ use indicatif::DecimalBytes;
 use super::Error;
 use super::place::Place;
 use super::source::is_commit;
+use crate::disk;
 
 /// Removes every model from the cache at `root` that is neither wanted nor kept, with the
 /// refs that point to it. What cannot be removed is told, and stays: whether the room is
@@ -105,14 +106,8 @@ fn forget_refs(model: &Path, wanted: &Place) {
 
 /// Whether `needed` bytes have a chance to fit where `directory` is, or is to be.
 pub(super) fn check_space(directory: &Path, needed: u64) -> Result<(), Error> {
-    let there = directory.ancestors().find(|directory| directory.exists()).unwrap_or(directory);
-    match rustix::fs::statvfs(there) {
-        // Some network file systems say nothing; then writing will tell.
-        Ok(known) if known.f_blocks > 0 => {
-            judge(directory, needed, known.f_bavail.saturating_mul(known.f_frsize))
-        }
-        _ => Ok(()),
-    }
+    // Where nobody says, writing will tell.
+    disk::free(directory).map_or(Ok(()), |free| judge(directory, needed, free))
 }
 
 fn judge(directory: &Path, needed: u64, free: u64) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 //! Flags and environment → what the program needs. The only reader of either.
 //!
 //! What was typed is one set of structs ([`Cli`] and its parts), what the program
-//! needs another ([`Serve`], [`Fetch`], [`Healthcheck`]); between them everything is checked.
+//! needs another ([`Serve`], [`Fetch`], [`Convert`], [`Healthcheck`]); between them everything is checked.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -77,6 +77,8 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Fetch a model from a Hugging Face hub into the cache, and print a summary as JSON.
     Fetch(Box<FetchArgs>),
+    /// Make safetensors of a directory's pickled weights, and print a summary as JSON.
+    Convert(ConvertArgs),
     /// Ask a running server whether it is healthy, and end with the exit code that says so.
     Healthcheck(HealthcheckArgs),
 }
@@ -434,6 +436,25 @@ pub struct FetchArgs {
     pub logging: LogArgs,
 }
 
+/// Options of `convert`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "serve reads safetensors only, because a pickle is a program. convert writes model.safetensors \
+                  beside each pytorch_model.bin, in the directory and in the folders of its modules, and leaves the \
+                  .bin as it is; of several files with an index it makes as many, and an index. Nothing in a pickle is \
+                  run: tensors are read, as torch.save writes them, and a file that holds or names anything else is \
+                  refused with what that is. Where model.safetensors is there already, nothing is done.\n\n\
+                  Exit codes: 0 all weights of the directory are safetensors; 2 the command line is wrong; 1 anything \
+                  else."
+)]
+pub struct ConvertArgs {
+    /// A model's directory.
+    directory: PathBuf,
+    /// How logs are written.
+    #[command(flatten, next_help_heading = "Logging")]
+    pub logging: LogArgs,
+}
+
 /// Options of `healthcheck`.
 #[derive(Debug, Args)]
 #[command(
@@ -488,6 +509,13 @@ pub struct Fetch {
     pub what: What,
     /// Where models come from, and to.
     pub sources: Sources,
+}
+
+/// What `convert` needs.
+#[derive(Debug)]
+pub struct Convert {
+    /// A model's directory.
+    pub directory: PathBuf,
 }
 
 /// What `healthcheck` needs.
@@ -854,6 +882,13 @@ impl FetchArgs {
             return Err(bad("from", "DIR", "needs --manifest FILE, so that the files can be verified"));
         }
         Ok(Fetch { what: What::Repository { source, manifest, from: self.from }, sources })
+    }
+}
+
+impl ConvertArgs {
+    /// There is nothing to check but what reading the directory checks.
+    pub fn resolve(self) -> Convert {
+        Convert { directory: self.directory }
     }
 }
 

@@ -360,5 +360,6 @@ impl Progress for Unresolved<'_> {
     fn retrying(&mut self, what: &str, why: &Error, pause: std::time::Duration) {
         self.0.retrying(what, why, pause);
     }
+    fn converting(&mut self, _file: &str, _done: u64, _total: u64) {}
     fn finished(&mut self, _fetched: &Fetched) {}
 }

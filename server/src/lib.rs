@@ -12,7 +12,7 @@
 //! - [`serve`] is the life of the server, [`models`] what is served and where each
 //!   model is: loading, ready, failed.
 //! - [`fetch`] opens the only outbound connections; [`healthcheck`] asks a server beside it.
-//! - [`convert`] makes safetensors of pickled weights.
+//! - [`convert`] makes safetensors of pickled weights, for whoever has a directory of them.
 //! - [`cache`] keeps vectors, where that is wanted, between [`http`] and [`embedder`].
 //! - [`batcher`], [`options`], [`quantize`], [`scores`] and [`space`] are pure; wire types stay in [`http`], tensors in [`model`].
 //!
@@ -23,6 +23,7 @@ pub mod batcher;
 pub mod cache;
 pub mod config;
 pub mod convert;
+pub mod convert_command;
 mod disk;
 pub mod embedder;
 pub mod fetch;

@@ -3,8 +3,9 @@
 use std::io::Write;
 
 use anyhow::Context;
-use embedding_server::config::{Cli, Command, FetchArgs};
-use embedding_server::{fetch_command, healthcheck, serve, telemetry};
+use embedding_server::config::{Cli, Command, ConvertArgs, FetchArgs};
+use embedding_server::{convert_command, fetch_command, healthcheck, serve, telemetry};
+use serde::Serialize;
 
 fn main() -> ! {
     let code = match run(Cli::parse_with_default(std::env::args_os())) {
@@ -38,14 +39,24 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             let summary_file = args.summary_file.clone();
             fetch_command::tell(summary_file.as_deref(), fetch(*args))
         }
+        Command::Convert(args) => convert(args),
         Command::Healthcheck(args) => Ok(healthcheck::run(&args.resolve()?)?),
     }
 }
 
 fn fetch(args: FetchArgs) -> anyhow::Result<String> {
     telemetry::start(&args.logging)?;
-    let summary = fetch_command::run(&args.resolve()?)?;
-    let summary = serde_json::to_string(&summary).context("writing the summary")?;
+    print(&fetch_command::run(&args.resolve()?)?)
+}
+
+fn convert(args: ConvertArgs) -> anyhow::Result<()> {
+    telemetry::start(&args.logging)?;
+    print(&convert_command::run(&args.resolve())?).map(drop)
+}
+
+/// Prints one line of JSON, and gives it back.
+fn print(summary: &impl Serialize) -> anyhow::Result<String> {
+    let summary = serde_json::to_string(summary).context("writing the summary")?;
     writeln!(std::io::stdout(), "{summary}").context("writing the summary")?;
     Ok(summary)
 }

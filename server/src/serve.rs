@@ -327,6 +327,15 @@ impl Progress for Steps<'_> {
         self.log.advanced(file, have);
     }
 
+    fn converting(&mut self, file: &str, done: u64, total: u64) {
+        (self.set)(format!(
+            "converting {file} to safetensors, {} of {} MB",
+            done / 1_000_000,
+            total / 1_000_000
+        ));
+        self.log.converting(file, done, total);
+    }
+
     fn retrying(&mut self, what: &str, why: &fetch::Error, pause: Duration) {
         (self.set)(format!("fetching {what}, after: {}", one_line(why)));
         self.log.retrying(what, why, pause);

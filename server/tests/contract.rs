@@ -134,6 +134,7 @@ fn meaning(arguments: Vec<String>) -> Meaning {
                 },
             }
         }
+        Command::Convert(_) => panic!("no object of the operator converts a directory"),
         Command::Healthcheck(_) => panic!("no object of the operator asks for health by a command"),
     }
 }

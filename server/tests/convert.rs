@@ -13,6 +13,8 @@ use tempfile::TempDir;
 
 mod support;
 
+#[path = "convert/command.rs"]
+mod command;
 #[path = "convert/hostile.rs"]
 mod hostile;
 

@@ -227,6 +227,7 @@ struct Recorder {
     events: Vec<String>,
     advanced: BTreeMap<String, u64>,
     on_advance: Option<Callback>,
+    on_converting: Option<Callback>,
 }
 
 impl Progress for Recorder {
@@ -240,6 +241,14 @@ impl Progress for Recorder {
         self.advanced.insert(file.to_owned(), have);
         if let Some(callback) = &mut self.on_advance {
             callback(file, have);
+        }
+    }
+    fn converting(&mut self, file: &str, done: u64, total: u64) {
+        if done == total {
+            self.events.push(format!("converted {file} {total}"));
+        }
+        if let Some(callback) = &mut self.on_converting {
+            callback(file, done);
         }
     }
     fn retrying(&mut self, what: &str, why: &Error, _pause: Duration) {

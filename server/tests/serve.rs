@@ -457,11 +457,11 @@ fn a_directory_that_cannot_be_served_ends_the_process_with_one_line_that_names_f
         ),
         (
             |tiny| tiny.files.push(("model.safetensors".into(), b"PK\x03\x04 a zip of pickles".to_vec())),
-            "DIR/model.safetensors: a Python pickle, which can execute code and is never loaded; convert it to safetensors",
+            "DIR/model.safetensors: a Python pickle, which can execute code and is never loaded; if it is one of torch.save's, name it pytorch_model.bin and run `embedding-server convert DIRECTORY`",
         ),
         (
             |tiny| tiny.files.push(("model.safetensors".into(), b"\x80\x02}q\x00. a bare pickle".to_vec())),
-            "DIR/model.safetensors: a Python pickle, which can execute code and is never loaded; convert it to safetensors",
+            "DIR/model.safetensors: a Python pickle, which can execute code and is never loaded; if it is one of torch.save's, name it pytorch_model.bin and run `embedding-server convert DIRECTORY`",
         ),
         (
             |tiny| tiny.files.push(("model.safetensors".into(), b"<html>not found</html>".to_vec())),
@@ -519,11 +519,10 @@ fn a_directory_with_missing_or_cut_files_ends_the_process_too() {
     );
     std::fs::rename(&weights, written.file("pytorch_model.bin")).unwrap();
     let pickled = refusal(written.path(), &[]);
-    assert!(
-        pickled.starts_with(
-            "DIR/model.safetensors: no such file; the directory has pytorch_model.bin, a pickle"
-        ),
-        "{pickled}"
+    assert_eq!(
+        pickled,
+        "DIR/model.safetensors: no such file; the directory has pytorch_model.bin, a pickle that can execute code \
+         and is never loaded: `embedding-server convert DIR` makes safetensors of it"
     );
     std::fs::remove_file(written.file("tokenizer.json")).unwrap();
     assert!(refusal(written.path(), &[]).starts_with("DIR/tokenizer.json: no such file"));

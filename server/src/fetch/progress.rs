@@ -13,8 +13,9 @@ const LOG_EVERY: Duration = Duration::from_secs(5);
 const TEMPLATE: &str = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
 
 /// Hears what happens, in this order: `resolved`, then for each file `started`
-/// and `advanced`, then `finished`. `retrying` comes at any time. A model that
-/// is already here is only `finished`; one that fails never is.
+/// and `advanced`, then `finished`. `retrying` comes at any time, and `converting`
+/// where weights are converted. A model that is already here is only `finished`;
+/// one that fails never is.
 pub trait Progress: Send {
     /// It is known what to fetch.
     fn resolved(&mut self, commit: &str, files: usize, total_bytes: u64);
@@ -23,6 +24,8 @@ pub trait Progress: Send {
     fn started(&mut self, file: &str, have: u64);
     /// `have` bytes of the file are here now.
     fn advanced(&mut self, file: &str, have: u64);
+    /// Of what the file, which is here, becomes as safetensors, so many bytes are written.
+    fn converting(&mut self, file: &str, done: u64, total: u64);
     /// Something failed that may pass: the same is tried again after `pause`.
     fn retrying(&mut self, what: &str, why: &Error, pause: Duration);
     /// The model is here.
@@ -46,6 +49,7 @@ pub struct Bar {
 pub struct Log {
     tally: Tally,
     meter: Option<Meter>,
+    converting: Option<Meter>,
 }
 
 /// Adds files up. They come one after the other.
@@ -110,13 +114,18 @@ impl Meter {
     }
 }
 
+fn new_bar(total: u64) -> ProgressBar {
+    let bar = ProgressBar::new(total);
+    if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
+        bar.set_style(style);
+    }
+    bar
+}
+
 impl Progress for Bar {
     fn resolved(&mut self, commit: &str, files: usize, total_bytes: u64) {
         self.tally.total = total_bytes;
-        let bar = ProgressBar::new(total_bytes);
-        if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
-            bar.set_style(style);
-        }
+        let bar = new_bar(total_bytes);
         bar.println(format!("fetching {files} files of commit {commit}"));
         self.bar = Some(bar);
     }
@@ -125,6 +134,7 @@ impl Progress for Bar {
         self.tally.set(file, have);
         if let Some(bar) = &self.bar {
             bar.set_message(file.to_owned());
+            bar.set_length(self.tally.total);
             bar.set_position(self.tally.here());
             // What was here already must not count as speed.
             bar.reset_eta();
@@ -136,6 +146,17 @@ impl Progress for Bar {
         if let Some(bar) = &self.bar {
             bar.set_position(self.tally.here());
         }
+    }
+
+    fn converting(&mut self, file: &str, done: u64, total: u64) {
+        let bar = self.bar.get_or_insert_with(|| new_bar(total));
+        // The next file that comes makes it the download's again.
+        if bar.length() != Some(total) || bar.position() > done {
+            bar.set_message(format!("converting {file}"));
+            bar.set_length(total);
+            bar.reset_eta();
+        }
+        bar.set_position(done);
     }
 
     fn retrying(&mut self, what: &str, why: &Error, pause: Duration) {
@@ -180,6 +201,14 @@ impl Progress for Log {
                 mb_per_s = (speed * 10.0).round() / 10.0,
                 "fetching model"
             );
+        }
+    }
+
+    fn converting(&mut self, file: &str, done: u64, total: u64) {
+        let meter = self.converting.get_or_insert_with(|| Meter::new(Instant::now()));
+        if meter.add(0, Instant::now()).is_some() {
+            // Another message and another name of the size than a download's, which the operator follows.
+            tracing::info!(file, percent = done * 100 / total.max(1), "converting weights to safetensors");
         }
     }
 

@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 
 use super::digests::Digests;
 use super::encoder::{Affine, Encoder, Names, Norm, NormKind};
+use crate::convert::{self, Index};
 use crate::space;
 use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 #[cfg(feature = "torch")]
 use tch::{TchError, Tensor};
@@ -32,7 +32,7 @@ pub enum Error {
         /// The file that was looked for.
         path: PathBuf,
         /// What is there instead.
-        hint: &'static str,
+        hint: String,
     },
     /// A file cannot be read.
     #[error("{path}: cannot be read")]
@@ -43,7 +43,9 @@ pub enum Error {
         source: io::Error,
     },
     /// A file is a Python pickle.
-    #[error("{path}: a Python pickle, which can execute code and is never loaded; convert it to safetensors")]
+    #[error(
+        "{path}: a Python pickle, which can execute code and is never loaded; if it is one of torch.save's, name it pytorch_model.bin and run `embedding-server convert DIRECTORY`"
+    )]
     Pickle {
         /// The file.
         path: PathBuf,
@@ -89,7 +91,7 @@ impl Shard {
         let damaged = |problem: String| Error::Damaged { path: path.to_owned(), problem };
         let file = File::open(path).map_err(|source| {
             if source.kind() == io::ErrorKind::NotFound {
-                Error::NoFile { path: path.to_owned(), hint: "" }
+                Error::NoFile { path: path.to_owned(), hint: String::new() }
             } else {
                 read(source)
             }
@@ -161,11 +163,6 @@ pub struct Weights {
     read: RefCell<Vec<space::Tensor>>,
 }
 
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
-
 impl Weights {
     /// Opens `model.safetensors` in `folder`, or the shards of its index.
     pub fn open(folder: &Path) -> Result<Self, Error> {
@@ -176,13 +173,16 @@ impl Weights {
         } else if index.exists() {
             shard_paths(&index)?
         } else {
-            let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
-            let hint = if pickled.iter().any(|name| folder.join(name).exists()) {
-                "; the directory has pytorch_model.bin, a pickle that can execute code and is never loaded: convert it to safetensors"
-            } else {
-                ""
-            };
-            return Err(Error::NoFile { path: single, hint });
+            let pickled = [convert::BIN, convert::BIN_INDEX].iter().any(|name| folder.join(name).exists());
+            let hint = pickled.then(|| {
+                let folder = folder.display();
+                format!(
+                    "; the directory has {}, a pickle that can execute code and is never loaded: \
+                     `embedding-server convert {folder}` makes safetensors of it",
+                    convert::BIN
+                )
+            });
+            return Err(Error::NoFile { path: single, hint: hint.unwrap_or_default() });
         };
         let shards = paths.iter().map(|path| Shard::open(path)).collect::<Result<Vec<_>, _>>()?;
         let places = shards

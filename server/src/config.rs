@@ -443,7 +443,8 @@ pub struct FetchArgs {
                   beside each pytorch_model.bin, in the directory and in the folders of its modules, and leaves the \
                   .bin as it is; of several files with an index it makes as many, and an index. Nothing in a pickle is \
                   run: tensors are read, as torch.save writes them, and a file that holds or names anything else is \
-                  refused with what that is. Where model.safetensors is there already, nothing is done.\n\n\
+                  refused with what that is. Where model.safetensors is there already, nothing is done. fetch does the \
+                  same by itself with repositories that have no safetensors.\n\n\
                   Exit codes: 0 all weights of the directory are safetensors; 2 the command line is wrong; 1 anything \
                   else."
 )]

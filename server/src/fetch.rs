@@ -9,13 +9,14 @@
 //! # Flow
 //! [`fetch`] resolves the revision to a commit, chooses the files that the
 //! server needs, downloads them one after the other into a partial directory,
-//! and gives that its final name when every file is verified. [`import`] does
+//! and gives that its final name when every file is verified. Weights that there
+//! are only as pickles are [converted](crate::convert) as they arrive. [`import`] does
 //! the same from a local directory, and [`fetch_archive`] from a gzipped tar archive.
 //! [`Cache::find`] only looks.
 //!
 //! # Guarantees
-//! - A final directory is complete: each file had the hash that the hub gave
-//!   for the commit, and that of the [`Manifest`] if there is one.
+//! - A final directory is complete: each file, or the pickle that it was made of, had
+//!   the hash that the hub gave for the commit, and that of the [`Manifest`] if there is one.
 //! - Interrupted at any point, the next fetch goes on where this one stopped.
 //! - Two processes that fetch the same commit download it once.
 //! - The token goes to the endpoint's origin only; neither it nor a signed
@@ -33,9 +34,10 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 mod archive;
+mod arrivals;
 mod cache;
 mod client;
 mod digest;
@@ -61,11 +63,13 @@ pub use place::Place;
 pub use progress::{Bar, Log, Progress, stderr_progress};
 pub use source::{Repo, Source};
 
+use arrivals::Arrivals;
 use cache::{Kept, Record};
 use client::Client;
 use digest::{Expected, Hasher};
 use download::{Downloader, Origin};
 use list::{List, Wanted};
+use select::Chosen;
 
 /// A model that is here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -223,26 +227,36 @@ async fn download(
         leads.insert(lead, read(&partial.directory().join(lead))?);
     }
     let chosen = choose(repo, has, &leads)?;
-    let mut wanted = chosen.iter().map(|file| list.wanted(file, &host)).collect::<Result<Vec<_>, _>>()?;
+    let wanted = chosen.files.iter().map(|file| list.wanted(file, &host)).collect::<Result<Vec<_>, _>>()?;
     check_before(&wanted, manifest)?;
-    // What a small file is refused for should not cost gigabytes first.
-    wanted.sort_by_key(|file| file.size);
-    let size = |file: &Wanted| file.size.unwrap_or_default();
-    let missing = wanted.iter().map(|file| missing(partial.directory(), &file.path, size(file))).sum();
-    room::check_space(partial.directory(), missing)?;
-    progress.resolved(&list.commit, wanted.len(), wanted.iter().map(size).sum());
-    let mut files = BTreeMap::new();
+    let mut arrivals = Arrivals::new(partial.directory(), repo.as_str(), &chosen);
+    let mut missing = Vec::new();
     for file in wanted {
+        if !arrivals.has_converted(&file).await? {
+            missing.push(file);
+        }
+    }
+    // What a small file is refused for should not cost gigabytes first.
+    missing.sort_by_key(|file| file.size);
+    let size = |file: &Wanted| file.size.unwrap_or_default();
+    let needed = arrivals.room(missing.iter().map(|file| (file.path.as_str(), size(file))));
+    room::check_space(partial.directory(), needed)?;
+    progress.resolved(&list.commit, chosen.files.len(), missing.iter().map(size).sum());
+    for file in missing {
         let kept = downloader.take(&file, progress).await?;
-        files.insert(file.path, kept);
+        arrivals.add(&file.path, kept, progress).await?;
     }
     let received = downloader.received;
+    let files = arrivals.into_files()?;
     let record = Record { repo: repo.to_string(), commit: list.commit.clone(), files };
-    let finish = move || Ok((partial.finish(&record)?, record));
-    let (directory, record) = tokio::task::spawn_blocking(finish)
-        .await
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    let (directory, record) = blocking(move || Ok((partial.finish(&record)?, record))).await?;
     Ok(Fetched::of(pinned, directory, &record, received))
+}
+
+/// Runs on a thread that may block, and runs on there if the caller no longer waits.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
 /// Takes a commit from a local directory instead of a hub: for machines
@@ -273,34 +287,29 @@ pub fn import(cache: &Cache, source: &Source, from: &Path, manifest: &Manifest) 
         leads.insert(lead, read(&partial.directory().join(lead))?);
     }
     let chosen = choose(repo, has, &leads)?;
-    for file in &chosen {
-        manifest.sha256(file)?;
+    let mut arrivals = Arrivals::new(partial.directory(), repo.as_str(), &chosen);
+    let mut missing = Vec::new();
+    for file in &chosen.files {
+        let expected = Expected::Sha256(manifest.sha256(file)?.to_owned());
+        let size = fs::metadata(from.join(file)).map_or(0, |found| found.len());
+        let wanted = Wanted { path: file.clone(), size: Some(size), expected };
+        if !arrivals.has_converted_blocking(&wanted)? {
+            missing.push((file.as_str(), size));
+        }
     }
-    let size = |file: &String| fs::metadata(from.join(file)).map_or(0, |found| found.len());
-    let missing = chosen.iter().map(|file| missing(partial.directory(), file, size(file))).sum();
-    room::check_space(partial.directory(), missing)?;
-    let mut files = BTreeMap::new();
-    for file in chosen {
-        let kept = take(&file)?;
-        files.insert(file, kept);
+    room::check_space(partial.directory(), arrivals.room(missing.iter().copied()))?;
+    for (file, _) in missing {
+        let kept = take(file)?;
+        arrivals.add_blocking(file, kept)?;
     }
+    let files = arrivals.into_files()?;
     let record = Record { repo: repo.to_string(), commit: commit.to_owned(), files };
     let directory = partial.finish(&record)?;
     Ok(Fetched::of(source, directory, &record, 0))
 }
 
-/// How many of a file's bytes are not here yet.
-fn missing(directory: &Path, file: &str, size: u64) -> u64 {
-    size.saturating_sub(fs::metadata(directory.join(file)).map_or(0, |found| found.len()))
-}
-
-fn choose(
-    repo: &Repo,
-    has: impl Fn(&str) -> bool,
-    leads: &BTreeMap<&str, Vec<u8>>,
-) -> Result<BTreeSet<String>, Error> {
-    let lead = |name| leads.get(name).map(Vec::as_slice);
-    select::files(repo.as_str(), has, lead(select::MODULES), lead(select::INDEX))
+fn choose(repo: &Repo, has: impl Fn(&str) -> bool, leads: &BTreeMap<&str, Vec<u8>>) -> Result<Chosen, Error> {
+    select::files(repo.as_str(), has, |name| leads.get(name).map(Vec::as_slice))
 }
 
 /// What the manifest will refuse is refused before gigabytes are downloaded.
@@ -343,7 +352,7 @@ fn copy(from: &Path, to: &Path, file: &str, manifest: &Manifest) -> Result<Kept,
         fs::remove_file(&to).map_err(Error::io("removing", &to))?;
         return Err(error);
     }
-    Ok(Kept { size: sums.bytes, sha256: sums.sha256 })
+    Ok(sums.into())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {

@@ -12,7 +12,7 @@
 //! - [`serve`] is the life of the server, [`models`] what is served and where each
 //!   model is: loading, ready, failed.
 //! - [`fetch`] opens the only outbound connections; [`healthcheck`] asks a server beside it.
-//! - [`convert`] makes safetensors of pickled weights, for whoever has a directory of them.
+//! - [`convert`] makes safetensors of pickled weights, for [`fetch`] and for whoever has a directory of them.
 //! - [`cache`] keeps vectors, where that is wanted, between [`http`] and [`embedder`].
 //! - [`batcher`], [`options`], [`quantize`], [`scores`] and [`space`] are pure; wire types stay in [`http`], tensors in [`model`].
 //!

@@ -255,10 +255,11 @@ impl Loader {
         };
         let mut progress = Steps { set: &step, total: 0, files: 0, log: Log::default() };
         let fetching = fetch::fetch(&self.sources.cache, source, hub, manifest.as_ref(), &mut progress);
-        self.runtime
-            .block_on(self.stop.run_until_cancelled(fetching))
-            .ok_or(Trouble::Stopping)?
-            .map_err(passing)
+        let fetched =
+            self.runtime.block_on(self.stop.run_until_cancelled(fetching)).ok_or(Trouble::Stopping)?;
+        fetched.map_err(
+            |error| if error.is_lasting() { Trouble::Lasting(one_line(&error)) } else { passing(error) },
+        )
     }
 
     /// Loads and starts a model; why not, on one line, where that fails. A panic in a

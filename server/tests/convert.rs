@@ -280,12 +280,11 @@ fn no_flipped_bit_does_harm() {
         let step = if bytes.len() > 10_000 { 101 } else { 1 };
         let (mut taken, mut refused) = (0, 0);
         for place in (0..bytes.len()).step_by(step) {
-            for bit in [0, 7] {
-                bytes[place] ^= 1 << bit;
-                std::fs::write(desk.bin(), &bytes).unwrap();
-                *(if survives(&desk, bytes.len()) { &mut taken } else { &mut refused }) += 1;
-                bytes[place] ^= 1 << bit;
-            }
+            let bit = 1 << (place * 3 % 8);
+            bytes[place] ^= bit;
+            std::fs::write(desk.bin(), &bytes).unwrap();
+            *(if survives(&desk, bytes.len()) { &mut taken } else { &mut refused }) += 1;
+            bytes[place] ^= bit;
         }
         // In the numbers of a tensor every bit is as good as the other.
         assert!(taken > 0 && refused > 0, "{name}: {taken} taken, {refused} refused");

@@ -26,6 +26,8 @@ mod support;
 mod archives;
 #[path = "fetch/command.rs"]
 mod command;
+#[path = "fetch/pickled.rs"]
+mod pickled;
 #[path = "fetch/room.rs"]
 mod room;
 
@@ -741,10 +743,9 @@ async fn a_repository_that_cannot_run_is_refused_before_its_weights_are_fetched(
             "choosing files of test-org/tiny-model: it has no tokenizer.json, which the server needs",
         ),
         (
-            plain_model(10).without(WEIGHTS).with_lfs("pytorch_model.bin", noise(1, 10)),
-            "choosing files of test-org/tiny-model: it has pytorch_model.bin but no safetensors; \
-             pickled weights can run code and are not loaded: choose a revision with \
-             model.safetensors (often a conversion in refs/pr/N), or convert the weights",
+            plain_model(10).without(WEIGHTS).with_lfs("pytorch_model.pt", noise(1, 10)),
+            "choosing files of test-org/tiny-model: it has no model.safetensors or pytorch_model.bin, which the \
+             server needs",
         ),
         (
             sharded(index).with_lfs("model-1.safetensors", noise(1, 10)),

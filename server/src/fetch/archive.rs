@@ -2,27 +2,30 @@
 //!
 //! # Flow
 //! The archive comes as a repository's files do: resumed, retried, verified. Then it is
-//! unpacked beside itself, and only what it held moves to the final name.
+//! unpacked beside itself, pickled weights are converted, and only what comes of that moves to the final name.
 //!
 //! # Guarantees
 //! - No byte is unpacked before the archive's hash is verified.
 //! - No token goes along, and the address's query, which may be a signature, is in no error,
 //!   log line or record.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use url::Url;
 
-use super::cache::{Cache, Partial, Record};
+use super::arrivals::Arrivals;
+use super::cache::{Cache, Kept, Partial, Record};
 use super::client::Client;
 use super::digest::Expected;
 use super::download::{Downloader, Origin};
 use super::list::Wanted;
 use super::place::{Place, is_sha256};
+use super::select::Chosen;
 use super::tarball::{LIMITS, Tarball};
-use super::{Error, Fetched, Hub, Progress};
+use super::{Error, Fetched, Hub, Progress, blocking};
 
 /// The archive's own name while it is here. No file of a model has it.
 const PACKED: &str = ".archive.tar.gz";
@@ -134,31 +137,49 @@ async fn find_or_download(
         error => error,
     })?;
     let received = downloader.received;
-    let owned = archive.clone();
-    let (directory, record) = tokio::task::spawn_blocking(move || unpack(partial, &owned))
-        .await
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    let name = archive.name();
+    let owned = name.clone();
+    // The claim goes along: nobody else unpacks there, even if the caller no longer waits.
+    let (partial, unpacked) = blocking(move || {
+        let unpacked = unpack(&partial, &owned);
+        (partial, unpacked)
+    })
+    .await;
+    let arrived = match unpacked {
+        Ok((chosen, files)) => arrive(&partial, &name, &chosen, files, progress).await,
+        Err(error) => Err(error),
+    };
+    let files = arrived.or_else(|error| {
+        // It will not be better next time; a disk that is full may be.
+        if !matches!(error, Error::Io { .. } | Error::DiskFull { .. } | Error::NoRoom { .. }) {
+            empty_but_for(partial.directory(), &[])?;
+        }
+        Err(error)
+    })?;
+    let record = Record { repo: name, commit: archive.sha256.clone(), files };
+    let (directory, record) = blocking(move || Ok((partial.finish(&record)?, record))).await?;
     Ok(Fetched::of_archive(archive, directory, &record, received))
 }
 
-fn unpack(partial: Partial, archive: &Archive) -> Result<(PathBuf, Record), Error> {
+fn unpack(partial: &Partial, name: &str) -> Result<(Chosen, BTreeMap<String, Kept>), Error> {
     let directory = partial.directory();
     // What an earlier run unpacked before it was interrupted.
     empty_but_for(directory, &[PACKED])?;
-    let packed = directory.join(PACKED);
-    let name = archive.name();
-    let files = match (Tarball { packed: &packed, name: &name, limits: LIMITS }).unpack(directory) {
-        Ok(files) => files,
-        Err(error) => {
-            // It will not be better next time; a disk that is full may be.
-            if !matches!(error, Error::Io { .. } | Error::DiskFull { .. } | Error::NoRoom { .. }) {
-                empty_but_for(directory, &[])?;
-            }
-            return Err(error);
-        }
-    };
-    let record = Record { repo: name, commit: archive.sha256.clone(), files };
-    Ok((partial.finish(&record)?, record))
+    Tarball { packed: &directory.join(PACKED), name, limits: LIMITS }.unpack(directory)
+}
+
+async fn arrive(
+    partial: &Partial,
+    name: &str,
+    chosen: &Chosen,
+    files: BTreeMap<String, Kept>,
+    progress: &mut dyn Progress,
+) -> Result<BTreeMap<String, Kept>, Error> {
+    let mut arrivals = Arrivals::new(partial.directory(), name, chosen);
+    for (file, kept) in files {
+        arrivals.add(&file, kept, progress).await?;
+    }
+    arrivals.into_files()
 }
 
 fn empty_but_for(directory: &Path, kept: &[&str]) -> Result<(), Error> {

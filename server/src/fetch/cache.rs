@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::digest::Sums;
 use super::source::is_commit;
 use super::{Archive, Error, Fetched, Manifest, Place, Source, room, select};
 use crate::disk;
@@ -44,10 +45,36 @@ pub(super) struct Record {
     pub(super) files: BTreeMap<String, Kept>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Kept {
     pub(super) size: u64,
     pub(super) sha256: String,
+    /// What was fetched in its place, where that was pickled weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) converted_from: Option<Pickled>,
+}
+
+/// A file that was fetched and verified, and of which only what was made of it is here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Pickled {
+    pub(super) file: String,
+    pub(super) sha256: String,
+}
+
+impl From<Sums> for Kept {
+    fn from(sums: Sums) -> Self {
+        Self { size: sums.bytes, sha256: sums.sha256, converted_from: None }
+    }
+}
+
+impl Kept {
+    /// Whether this, which is called `file` here, is what the manifest wants.
+    fn check(&self, file: &str, manifest: &Manifest) -> Result<(), Error> {
+        match &self.converted_from {
+            Some(pickled) => manifest.check(&pickled.file, &pickled.sha256),
+            None => manifest.check(file, &self.sha256),
+        }
+    }
 }
 
 /// A commit on its way into the cache. Nobody else writes to it meanwhile.
@@ -106,7 +133,7 @@ impl Cache {
         }
         if let Some(manifest) = manifest {
             for (file, kept) in &record.files {
-                manifest.check(file, &kept.sha256)?;
+                kept.check(file, manifest)?;
             }
         }
         Ok(Some(Fetched::of(source, directory, &record, 0)))

@@ -27,7 +27,7 @@ use super::client::{Client, origin};
 use super::digest::{Expected, Hasher, Sums};
 use super::list::Wanted;
 use super::retry::Patience;
-use super::{Archive, Error, Hub, Manifest, Progress, Repo, room};
+use super::{Archive, Error, Hub, Manifest, Progress, Repo, blocking, room};
 
 /// No file of a model is larger, whatever is sent.
 const MAX_BYTES: u64 = 1 << 40;
@@ -106,7 +106,7 @@ impl Downloader<'_> {
         if let Some(manifest) = self.manifest {
             manifest.check(&wanted.path, &sums.sha256)?;
         }
-        Ok(Kept { size: sums.bytes, sha256: sums.sha256 })
+        Ok(sums.into())
     }
 
     /// Asks until all bytes are here.
@@ -224,7 +224,7 @@ impl Unfinished {
         let (size, expected) = (wanted.size, wanted.expected.clone());
         // Gigabytes are hashed, so not on the runtime's thread; it only reads,
         // so it does no harm if it runs on after the caller was dropped.
-        let opened = tokio::task::spawn_blocking(move || {
+        let (mut file, here) = blocking(move || {
             let open = || -> io::Result<_> {
                 let mut file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
                 let mut hasher = Hasher::new(size.unwrap_or_default(), &expected);
@@ -237,9 +237,8 @@ impl Unfinished {
             };
             let (file, hasher, here) = open().map_err(Error::io("opening", &path))?;
             Ok((Self { path, file, hasher, size, expected }, here))
-        });
-        let (mut file, here) =
-            opened.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        })
+        .await?;
         if here > file.have() {
             file.restart()?;
         }

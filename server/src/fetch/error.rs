@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::convert;
+
 /// Why a model could not be brought into the cache.
 ///
 /// Hosts appear as `scheme://host:port`. Paths and queries of redirects are
@@ -355,15 +357,26 @@ pub enum Error {
         /// The shard.
         file: String,
     },
-    /// Only pickled weights.
-    #[error(
-        "choosing files of {repo}: it has {file} but no safetensors; pickled weights can run code and are not loaded: choose a revision with model.safetensors (often a conversion in refs/pr/N), or convert the weights"
-    )]
-    PickleOnly {
+    /// The index names something else than a shard.
+    #[error("choosing files of {repo}: its index names {file}, which is no *{end} file beside it")]
+    StrangeShard {
+        /// The repository.
+        repo: String,
+        /// What it names.
+        file: String,
+        /// How the names of its shards end.
+        end: &'static str,
+    },
+    /// Pickled weights hold something else than weights, or are damaged.
+    #[error("converting {file} of {repo} to safetensors")]
+    Convert {
         /// The repository.
         repo: String,
         /// The pickle.
         file: String,
+        /// What it holds.
+        #[source]
+        source: Box<convert::Error>,
     },
     /// `modules.json` or the weight index is not what it should be.
     #[error("reading {file} of {repo}")]
@@ -478,6 +491,11 @@ impl Error {
                 | Self::ArchiveDenied { .. }
                 | Self::ArchiveNotFound { .. }
         )
+    }
+
+    /// Whether what there is cannot be served, however often it is fetched.
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, Self::Convert { source, .. } if source.is_refusal())
     }
 
     /// Whether the same request may succeed a little later.

@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 
 use super::Error;
+pub(super) use crate::convert::BIN_INDEX;
+use crate::convert::{BIN, Index};
 
 const NEEDED: [&str; 2] = ["config.json", "tokenizer.json"];
 const OPTIONAL: [&str; 5] = [
@@ -19,9 +21,10 @@ const OPTIONAL: [&str; 5] = [
 /// The list of a sentence-transformers model's modules.
 pub(super) const MODULES: &str = "modules.json";
 /// Which shard holds which tensor.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
+const INDEX: &str = "model.safetensors.index.json";
 const WEIGHTS: &str = "model.safetensors";
-const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+/// What may have to be read before it is known what else is needed.
+pub(super) const LEADS: [&str; 3] = [MODULES, INDEX, BIN_INDEX];
 
 #[derive(Deserialize)]
 struct Module {
@@ -29,9 +32,13 @@ struct Module {
     path: String,
 }
 
-#[derive(Deserialize)]
-struct Index {
-    weight_map: std::collections::BTreeMap<String, String>,
+/// What to take.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Chosen {
+    /// All files, in order of names.
+    pub(super) files: BTreeSet<String>,
+    /// Those of them that hold pickled weights, where there is nothing else.
+    pub(super) pickled: BTreeSet<String>,
 }
 
 /// The files that have to be read before [`files`] can choose the others.
@@ -40,22 +47,19 @@ pub(super) fn leads(has: impl Fn(&str) -> bool) -> Vec<&'static str> {
     if has(MODULES) {
         leads.push(MODULES);
     }
-    if !has(WEIGHTS) && has(INDEX) {
-        leads.push(INDEX);
-    }
+    // The first of these that there is.
+    let weights = [WEIGHTS, INDEX, BIN, BIN_INDEX].into_iter().find(|file| has(file));
+    leads.extend(weights.filter(|file| LEADS.contains(file)));
     leads
 }
 
-/// All files to take, in order of names.
-///
-/// `modules` and `index` are the contents of the [`leads`].
-pub(super) fn files(
+/// Chooses by the contents of the [`leads`].
+pub(super) fn files<'a>(
     repo: &str,
     has: impl Fn(&str) -> bool,
-    modules: Option<&[u8]>,
-    index: Option<&[u8]>,
-) -> Result<BTreeSet<String>, Error> {
-    let mut taken = BTreeSet::new();
+    lead: impl Fn(&str) -> Option<&'a [u8]>,
+) -> Result<Chosen, Error> {
+    let (mut taken, mut pickled) = (BTreeSet::new(), BTreeSet::new());
     for file in NEEDED {
         if !has(file) {
             return Err(Error::MissingFile { repo: repo.to_owned(), file: file.to_owned() });
@@ -66,42 +70,56 @@ pub(super) fn files(
 
     if has(WEIGHTS) {
         taken.insert(WEIGHTS.to_owned());
-    } else if let Some(json) = index {
+    } else if let Some(json) = lead(INDEX) {
         taken.insert(INDEX.to_owned());
-        taken.extend(shards(repo, &has, json)?);
+        taken.extend(shards(repo, &has, INDEX, ".safetensors", json)?);
+    } else if has(BIN) {
+        pickled.insert(BIN.to_owned());
+    } else if let Some(json) = lead(BIN_INDEX) {
+        taken.insert(BIN_INDEX.to_owned());
+        pickled.extend(shards(repo, &has, BIN_INDEX, ".bin", json)?);
     } else {
-        return Err(no_weights(repo, &has, ""));
+        return Err(no_weights(repo));
     }
 
-    for folder in modules.map_or(Ok(Vec::new()), |json| folders(repo, json))? {
-        let weights = format!("{folder}/{WEIGHTS}");
+    for folder in lead(MODULES).map_or(Ok(Vec::new()), |json| folders(repo, json))? {
+        let [weights, bin] = [WEIGHTS, BIN].map(|file| format!("{folder}/{file}"));
         if has(&weights) {
             taken.insert(weights);
-        } else if PICKLES.iter().any(|p| has(&format!("{folder}/{p}"))) {
-            return Err(no_weights(repo, &has, &format!("{folder}/")));
+        } else if has(&bin) {
+            pickled.insert(bin);
         }
         let config = format!("{folder}/config.json");
         if has(&config) {
             taken.insert(config);
         }
     }
-    Ok(taken)
+    taken.extend(pickled.iter().cloned());
+    Ok(Chosen { files: taken, pickled })
 }
 
-fn shards(repo: &str, has: &impl Fn(&str) -> bool, json: &[u8]) -> Result<BTreeSet<String>, Error> {
-    let index: Index = serde_json::from_slice(json).map_err(broken(repo, INDEX))?;
-    let shards: BTreeSet<String> = index.weight_map.into_values().collect();
+/// The files that an index names, all with this end.
+fn shards(
+    repo: &str,
+    has: &impl Fn(&str) -> bool,
+    index: &'static str,
+    end: &'static str,
+    json: &[u8],
+) -> Result<BTreeSet<String>, Error> {
+    let Index { weight_map } = serde_json::from_slice(json).map_err(broken(repo, index))?;
+    let shards: BTreeSet<String> = weight_map.into_values().collect();
     for shard in &shards {
-        check_path(shard, INDEX)?;
+        check_path(shard, index)?;
         if !has(shard) {
             return Err(Error::MissingShard { repo: repo.to_owned(), file: shard.clone() });
         }
-        if shard.strip_suffix(".safetensors").is_none() {
-            return Err(Error::PickleOnly { repo: repo.to_owned(), file: shard.clone() });
+        // Beside the index: so do those who read them want it.
+        if shard.contains('/') || shard.strip_suffix(end).is_none() {
+            return Err(Error::StrangeShard { repo: repo.to_owned(), file: shard.clone(), end });
         }
     }
     if shards.is_empty() {
-        return Err(no_weights(repo, has, ""));
+        return Err(no_weights(repo));
     }
     Ok(shards)
 }
@@ -116,12 +134,8 @@ fn folders(repo: &str, json: &[u8]) -> Result<Vec<String>, Error> {
         .collect()
 }
 
-fn no_weights(repo: &str, has: &impl Fn(&str) -> bool, folder: &str) -> Error {
-    let repo = repo.to_owned();
-    match PICKLES.iter().map(|pickle| format!("{folder}{pickle}")).find(|pickle| has(pickle)) {
-        Some(file) => Error::PickleOnly { repo, file },
-        None => Error::MissingFile { repo, file: format!("{folder}{WEIGHTS}") },
-    }
+fn no_weights(repo: &str) -> Error {
+    Error::MissingFile { repo: repo.to_owned(), file: format!("{WEIGHTS} or {BIN}") }
 }
 
 fn broken(repo: &str, file: &'static str) -> impl FnOnce(serde_json::Error) -> Error {
@@ -159,20 +173,20 @@ mod tests {
         "c": "model-00001-of-00002.safetensors"
     }}"#;
 
-    /// What is taken of `repo`, or the error, as one string.
+    /// What is taken of `repo`, with a star at what is pickled, or the error, as one string.
     fn choose(repo: &[&str], modules: &str, index: &str) -> String {
         let has = |file: &str| repo.contains(&file);
         let leads = leads(has);
-        let read = |name: &str, json: &'static str| leads.contains(&name).then_some(json);
-        let modules: &'static str = String::leak(modules.to_owned());
-        let index: &'static str = String::leak(index.to_owned());
-        match files(
-            "org/name",
-            has,
-            read(super::MODULES, modules).map(str::as_bytes),
-            read(super::INDEX, index).map(str::as_bytes),
-        ) {
-            Ok(files) => files.into_iter().collect::<Vec<_>>().join(" "),
+        let read = |name: &str| {
+            let json = if name == super::MODULES { modules } else { index };
+            leads.contains(&name).then_some(json.as_bytes())
+        };
+        match files("org/name", has, read) {
+            Ok(Chosen { files, pickled }) => {
+                assert!(pickled.is_subset(&files));
+                let shown = |file: String| if pickled.contains(&file) { file + "*" } else { file };
+                files.into_iter().map(shown).collect::<Vec<_>>().join(" ")
+            }
             Err(error) => error.to_string(),
         }
     }
@@ -247,10 +261,73 @@ mod tests {
     }
 
     #[test]
+    fn pickled_weights_are_taken_where_there_is_nothing_else() {
+        let bins = r#"{"weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}}"#;
+        let plain = ["config.json", "tokenizer.json"];
+        let with = |files: &[&'static str]| [plain.as_slice(), files].concat();
+        for (repo, modules, index, expected) in [
+            (with(&["pytorch_model.bin"]), "", "", "config.json pytorch_model.bin* tokenizer.json"),
+            (
+                with(&["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-1.bin"]),
+                "",
+                "",
+                "config.json pytorch_model.bin* tokenizer.json",
+            ),
+            (
+                with(&[
+                    "pytorch_model.bin.index.json",
+                    "pytorch_model-1.bin",
+                    "pytorch_model-2.bin",
+                    "x.bin",
+                ]),
+                "",
+                bins,
+                "config.json pytorch_model-1.bin* pytorch_model-2.bin* pytorch_model.bin.index.json tokenizer.json",
+            ),
+            (
+                with(&[
+                    "model.safetensors.index.json",
+                    "model-00001-of-00002.safetensors",
+                    "model-00002-of-00002.safetensors",
+                    "pytorch_model.bin",
+                ]),
+                "",
+                INDEX_JSON,
+                "config.json model-00001-of-00002.safetensors model-00002-of-00002.safetensors \
+                 model.safetensors.index.json tokenizer.json",
+            ),
+            // Each folder for itself.
+            (
+                with(&[
+                    "model.safetensors",
+                    "modules.json",
+                    "2_Dense/config.json",
+                    "2_Dense/pytorch_model.bin",
+                ]),
+                MODULES_JSON,
+                "",
+                "2_Dense/config.json 2_Dense/pytorch_model.bin* config.json model.safetensors modules.json \
+                 tokenizer.json",
+            ),
+            (
+                with(&[
+                    "pytorch_model.bin",
+                    "modules.json",
+                    "2_Dense/model.safetensors",
+                    "2_Dense/pytorch_model.bin",
+                ]),
+                MODULES_JSON,
+                "",
+                "2_Dense/model.safetensors config.json modules.json pytorch_model.bin* tokenizer.json",
+            ),
+        ] {
+            assert_eq!(choose(&repo, modules, index), expected, "{repo:?}");
+        }
+    }
+
+    #[test]
     fn a_repository_that_cannot_run_is_refused_with_what_it_lacks() {
-        const PICKLED: &str = "no safetensors; pickled weights can run code and are not loaded: choose a revision with \
-            model.safetensors (often a conversion in refs/pr/N), or convert the weights";
-        let table: [(&[&str], &str, &str, String); 9] = [
+        let table: [(&[&str], &str, &str, String); 10] = [
             (
                 &["tokenizer.json", "model.safetensors"],
                 "",
@@ -268,28 +345,26 @@ mod tests {
                 &["config.json", "tokenizer.json"],
                 "",
                 "",
-                "choosing files of org/name: it has no model.safetensors, which the server needs"
+                "choosing files of org/name: it has no model.safetensors or pytorch_model.bin, which the server needs"
                     .into(),
             ),
             (
-                &["config.json", "tokenizer.json", "pytorch_model.bin"],
+                &["config.json", "tokenizer.json", "model.safetensors.index.json", "a.bin"],
                 "",
-                "",
-                format!("choosing files of org/name: it has pytorch_model.bin but {PICKLED}"),
+                r#"{"weight_map": {"a": "a.bin"}}"#,
+                "choosing files of org/name: its index names a.bin, which is no *.safetensors file beside it".into(),
             ),
             (
-                &[
-                    "config.json",
-                    "tokenizer.json",
-                    "model.safetensors",
-                    "modules.json",
-                    "2_Dense/pytorch_model.bin",
-                ],
-                MODULES_JSON,
+                &["config.json", "tokenizer.json", "pytorch_model.bin.index.json", "a.safetensors"],
                 "",
-                format!(
-                    "choosing files of org/name: it has 2_Dense/pytorch_model.bin but {PICKLED}"
-                ),
+                r#"{"weight_map": {"a": "a.safetensors"}}"#,
+                "choosing files of org/name: its index names a.safetensors, which is no *.bin file beside it".into(),
+            ),
+            (
+                &["config.json", "tokenizer.json", "pytorch_model.bin.index.json", "a/b.bin"],
+                "",
+                r#"{"weight_map": {"a": "a/b.bin"}}"#,
+                "choosing files of org/name: its index names a/b.bin, which is no *.bin file beside it".into(),
             ),
             (
                 &[

@@ -24,8 +24,10 @@ use std::path::Path;
 use flate2::read::MultiGzDecoder;
 use tar::{EntryType, Header, PaxExtensions};
 
+use super::arrivals::Arrivals;
 use super::cache::Kept;
 use super::digest::{Expected, Hasher};
+use super::select::Chosen;
 use super::{Error, room, select};
 
 const BLOCK: u64 = 512;
@@ -75,9 +77,9 @@ struct Entry {
 }
 
 impl Tarball<'_> {
-    /// Writes what a server needs into `directory`. A single folder that holds everything is
+    /// Writes what a server needs into `directory`, and says what that is. A single folder that holds everything is
     /// left out of the names.
-    pub(super) fn unpack(&self, directory: &Path) -> Result<BTreeMap<String, Kept>, Error> {
+    pub(super) fn unpack(&self, directory: &Path) -> Result<(Chosen, BTreeMap<String, Kept>), Error> {
         let listing = self.list()?;
         let wrapper = wrapper(listing.files.keys());
         let inner = |name: &str| -> Option<String> {
@@ -91,21 +93,20 @@ impl Tarball<'_> {
         let leads: BTreeMap<_, _> =
             listing.leads.into_iter().filter_map(|(name, json)| Some((inner(&name)?, json))).collect();
         let has = |file: &str| sizes.contains_key(file);
-        let lead = |name| leads.get(name).map(Vec::as_slice);
-        let index = lead(select::INDEX).filter(|_| select::leads(has).contains(&select::INDEX));
-        let chosen = select::files(self.name, has, lead(select::MODULES), index)?;
-        room::check_space(directory, chosen.iter().map(|file| sizes[file]).sum())?;
+        let chosen = select::files(self.name, has, |name| leads.get(name).map(Vec::as_slice))?;
+        let files = chosen.files.iter().map(|file| (file.as_str(), sizes[file]));
+        room::check_space(directory, Arrivals::new(directory, self.name, &chosen).room(files))?;
 
         let mut taken = BTreeMap::new();
         self.read(|entry, content| {
             let file = entry.name.as_deref().filter(|_| !entry.is_folder).and_then(inner);
-            if let Some(file) = file.filter(|file| chosen.contains(file)) {
+            if let Some(file) = file.filter(|file| chosen.files.contains(file)) {
                 let kept = self.write(content, entry.size, &directory.join(&file))?;
                 taken.insert(file, kept);
             }
             Ok(())
         })?;
-        Ok(taken)
+        Ok((chosen, taken))
     }
 
     fn list(&self) -> Result<Listing, Error> {
@@ -118,9 +119,7 @@ impl Tarball<'_> {
                 first_folder.get_or_insert_with(|| folder.to_owned());
             }
             // With a second folder there is none to strip, and its leads are none.
-            if (folder.is_none() || folder == first_folder.as_deref())
-                && [select::MODULES, select::INDEX].contains(&file)
-            {
+            if (folder.is_none() || folder == first_folder.as_deref()) && select::LEADS.contains(&file) {
                 listing.leads.insert(name.clone(), self.small(content, entry.size, MAX_LEAD, file)?);
             }
             if listing.files.insert(name.clone(), entry.size).is_some() {
@@ -300,8 +299,7 @@ impl Tarball<'_> {
         if hasher.bytes() < size {
             return Err(self.damaged(io::ErrorKind::UnexpectedEof.into()));
         }
-        let sums = hasher.sums();
-        Ok(Kept { size: sums.bytes, sha256: sums.sha256 })
+        Ok(hasher.sums().into())
     }
 
     fn refused(&self, why: String) -> Error {

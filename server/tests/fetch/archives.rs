@@ -457,15 +457,35 @@ async fn names_that_are_no_plain_paths_are_passed_over() {
 }
 
 #[tokio::test]
-async fn pickled_weights_alone_are_refused() {
-    let shop = Shop::with(gzip(&tarball(&[
-        ("m/config.json", b"{}"),
-        ("m/tokenizer.json", b"{}"),
-        ("m/pytorch_model.bin", b"pickle"),
-    ])))
-    .await;
-    let error = shop.failure().await;
-    assert!(error.contains("it has pytorch_model.bin but no safetensors"), "{error}");
+async fn pickled_weights_are_converted_and_no_pickle_stays() {
+    let pickles = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pickles");
+    let weights = std::fs::read(pickles.join("module-old.bin")).unwrap();
+    let packed = |weights: &[u8]| {
+        let files: [(&str, &[u8]); 3] =
+            [("m/config.json", b"{}"), ("m/tokenizer.json", b"{}"), ("m/pytorch_model.bin", weights)];
+        gzip(&tarball(&files))
+    };
+    let shop = Shop::with(packed(&weights)).await;
+    let mut recorder = Recorder::default();
+    let fetched = shop.fetch_telling(&mut recorder).await.unwrap();
+    let mut found = contents(&fetched.directory);
+    let record: serde_json::Value = serde_json::from_slice(&found.remove(".fetched.json").unwrap()).unwrap();
+    assert!(found.remove("tensors.sha256.json").is_some());
+    let expected = std::fs::read(pickles.join("module.safetensors")).unwrap();
+    assert_eq!(found.keys().collect::<Vec<_>>(), ["config.json", "model.safetensors", "tokenizer.json"]);
+    assert!(found["model.safetensors"] == expected);
+    assert_eq!(
+        record["files"]["model.safetensors"]["converted_from"],
+        serde_json::json!({"file": "pytorch_model.bin", "sha256": sha256(&weights)})
+    );
+    assert_eq!(recorder.events[2], format!("converted pytorch_model.bin {}", expected.len()));
+
+    let shop = Shop::with(packed(b"pickle")).await;
+    assert_eq!(
+        shop.failure().await,
+        "converting pytorch_model.bin of HUB/downloads/model.tar.gz to safetensors"
+    );
+    assert!(contents(&shop.partial()).is_empty(), "it will not be better the next time");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,6 +4,7 @@
 //! needs another ([`Serve`], [`Fetch`], [`Convert`], [`Healthcheck`]); between them everything is checked.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -115,6 +116,13 @@ pub struct HubArgs {
     /// Where fetched models are kept [default: ~/.cache/.rustbert]
     #[arg(long, env = "RUSTBERT_CACHE", value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
+    /// The cache of Hugging Face's own libraries, which is read and never written: what it has of a model is
+    /// verified and taken from there, by a link where that is possible; where all of the model is in it, no network is
+    /// needed. By default it is where these libraries have it: the first of `HUGGINGFACE_HUB_CACHE`, `HF_HOME`/hub,
+    /// `XDG_CACHE_HOME`/huggingface/hub and ~/.cache/huggingface/hub of which the variable is set. Empty, as a flag:
+    /// none is read.
+    #[arg(long, env = "HF_HUB_CACHE", value_name = "DIR")]
+    pub hf_cache: Option<OsString>,
     /// The hub to fetch from.
     #[arg(long, env = "HF_ENDPOINT", value_name = "URL", default_value = "https://huggingface.co")]
     pub hf_endpoint: String,
@@ -671,8 +679,34 @@ impl HubArgs {
             retries: self.retries,
             ..Hub::new(endpoint)
         };
-        Ok(Sources { cache: Cache::new(root), hub: (!self.offline).then_some(hub) })
+        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let cache = match hf_cache(self.hf_cache, variable, std::env::home_dir().as_deref()) {
+            Some(hf_cache) => Cache::new(root).reading(hf_cache),
+            None => Cache::new(root),
+        };
+        Ok(Sources { cache, hub: (!self.offline).then_some(hub) })
     }
+}
+
+/// Where Hugging Face's own libraries keep what they have fetched, as they find it. `given` is `HF_HUB_CACHE`, too.
+fn hf_cache(
+    given: Option<OsString>,
+    variable: impl Fn(&str) -> Option<OsString>,
+    home: Option<&Path>,
+) -> Option<PathBuf> {
+    // Whoever writes a variable where no shell reads it may write `~`.
+    let expanded = |path: OsString| match (Path::new(&path).strip_prefix("~"), home) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        _ => PathBuf::from(path),
+    };
+    if let Some(path) = given.or_else(|| variable("HUGGINGFACE_HUB_CACHE")) {
+        return Some(expanded(path)).filter(|path| !path.as_os_str().is_empty());
+    }
+    let all = variable("HF_HOME").map(expanded).or_else(|| {
+        let caches = variable("XDG_CACHE_HOME").map(PathBuf::from).or(home.map(|home| home.join(".cache")));
+        caches.map(|caches| caches.join("huggingface"))
+    });
+    all.map(|all| all.join("hub"))
 }
 
 /// How many threads compute, on `cpus` CPUs; zeros are for us to choose.
@@ -1074,16 +1108,24 @@ mod tests {
             }
         };
         let (commit, sha256) = ("01".repeat(20), "ab".repeat(32));
-        let config = fetch(&["org/name", "--keep", &format!("org/name@{commit}")]).unwrap();
+        let caches = ["--cache-dir", "/models", "--hf-cache", "/hf"];
+        let keep = format!("org/name@{commit}");
+        let config = fetch(&[["org/name", "--keep", &keep].as_slice(), &caches].concat()).unwrap();
         let What::Repository { source, .. } = &config.what else { panic!("{config:?}") };
         assert_eq!(source.repo.as_str(), "org/name");
-        assert_ne!(config.sources.cache, Cache::new(config.sources.cache.root()));
-        let config = fetch(&["org/name", "--keep-nothing-else"]).unwrap();
-        assert_eq!(config.sources.cache, Cache::new(config.sources.cache.root()).keeping([]));
-        let config = fetch(&["--url", "https://host.test/m.tgz?secret", "--sha256", &sha256]).unwrap();
+        assert_eq!(
+            config.sources.cache,
+            Cache::new("/models").reading("/hf").keeping([format!("org/name@{commit}").parse().unwrap()])
+        );
+        let cache = || Cache::new("/models");
+        let plain = ["--cache-dir", "/models", "--hf-cache", ""];
+        let config = fetch(&[["org/name"].as_slice(), &plain, &["--keep-nothing-else"]].concat()).unwrap();
+        assert_eq!(config.sources.cache, cache().keeping([]));
+        let archive = ["--url", "https://host.test/m.tgz?secret", "--sha256", &sha256];
+        let config = fetch(&[archive.as_slice(), &plain].concat()).unwrap();
         let What::Archive(archive) = &config.what else { panic!("{config:?}") };
         assert_eq!((archive.name().as_str(), archive.sha256()), ("https://host.test/m.tgz", sha256.as_str()));
-        assert_eq!(config.sources.cache, Cache::new(config.sources.cache.root()));
+        assert_eq!(config.sources.cache, cache());
         assert!(!format!("{config:?}").contains("secret"));
         for (arguments, message) in [
             (
@@ -1114,6 +1156,29 @@ mod tests {
             let all = std::iter::once("embedding-server").chain(arguments.iter().copied());
             assert!(Cli::try_parse_from(all).is_err(), "{arguments:?}");
         }
+    }
+
+    #[test]
+    fn the_other_cache_is_where_its_libraries_look_for_it() {
+        let home = Some(Path::new("/home/me"));
+        for (given, variables, expected) in [
+            (None, vec![], Some("/home/me/.cache/huggingface/hub")),
+            (None, vec![("XDG_CACHE_HOME", "/xdg")], Some("/xdg/huggingface/hub")),
+            (None, vec![("XDG_CACHE_HOME", "/xdg"), ("HF_HOME", "/hf")], Some("/hf/hub")),
+            (None, vec![("HF_HOME", "~/hf")], Some("/home/me/hf/hub")),
+            (None, vec![("HF_HOME", "/hf"), ("HUGGINGFACE_HUB_CACHE", "/old")], Some("/old")),
+            (Some("/given"), vec![("HF_HOME", "/hf"), ("HUGGINGFACE_HUB_CACHE", "/old")], Some("/given")),
+            (Some("~/given"), vec![], Some("/home/me/given")),
+            (Some("~other/given"), vec![], Some("~other/given")),
+            (Some(""), vec![("HF_HOME", "/hf")], None),
+        ] {
+            let variable = |name: &str| {
+                variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
+            };
+            let found = hf_cache(given.map(Into::into), variable, home);
+            assert_eq!(found.as_deref(), expected.map(Path::new), "{given:?} {variables:?}");
+        }
+        assert_eq!(hf_cache(None, |_| None, None), None);
     }
 
     #[test]

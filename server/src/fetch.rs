@@ -10,9 +10,11 @@
 //! [`fetch`] resolves the revision to a commit, chooses the files that the
 //! server needs, downloads them one after the other into a partial directory,
 //! and gives that its final name when every file is verified. Weights that there
-//! are only as pickles are [converted](crate::convert) as they arrive. [`import`] does
-//! the same from a local directory, and [`fetch_archive`] from a gzipped tar archive.
-//! [`Cache::find`] only looks.
+//! are only as pickles are [converted](crate::convert) as they arrive. What the cache
+//! of Hugging Face's own libraries has ([`Cache::reading`]) is taken from there instead.
+//! [`import`] does the same from a local directory, and [`fetch_archive`] from a gzipped
+//! tar archive. [`fetch_offline`] does with what is on this machine, and [`Cache::find`]
+//! only looks.
 //!
 //! # Guarantees
 //! - A final directory is complete: each file, or the pickle that it was made of, had
@@ -24,7 +26,8 @@
 //! - What is fetched takes the place of nothing, unless the cache was told what to keep
 //!   ([`Cache::keeping`]).
 //! - A commit that is here needs no network. A branch or tag is resolved anew,
-//!   or stands for what it last did when the hub does not answer.
+//!   or stands for what it last did when the hub does not answer. All of that goes for
+//!   what the other cache has all of.
 //!
 //! # Assumptions
 //! The cache is on a file system with advisory locks and atomic renames, and
@@ -38,11 +41,13 @@ use std::collections::BTreeMap;
 
 mod archive;
 mod arrivals;
+mod bring;
 mod cache;
 mod client;
 mod digest;
 mod download;
 mod error;
+mod hf_cache;
 mod hub;
 mod list;
 mod manifest;
@@ -64,12 +69,12 @@ pub use progress::{Bar, Log, Progress, stderr_progress};
 pub use source::{Repo, Source};
 
 use arrivals::Arrivals;
+use bring::{Supply, bring};
 use cache::{Kept, Record};
 use client::Client;
 use digest::{Expected, Hasher};
-use download::{Downloader, Origin};
-use list::{List, Wanted};
-use select::Chosen;
+use hf_cache::Snapshot;
+use list::Wanted;
 
 /// A model that is here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,16 +152,19 @@ async fn find_or_download(
     let client = Client::new(hub)?;
     let list = match client.list(source, hub, progress).await {
         Ok(list) => list,
-        Err(error) => return last_known(cache, source, manifest, error),
+        Err(error) => return last_known(cache, source, manifest, error, progress).await,
     };
     if let Some(manifest) = manifest {
         manifest.check_exists(source.repo.as_str(), |file| list.has(file))?;
     }
     let pinned = Source::new(source.repo.clone(), &list.commit)?;
     cache.make_room(&Place::commit(&pinned.repo, &list.commit));
-    let mut fetched = match cache.lookup(&pinned, manifest)? {
-        Some(found) => found,
-        None => download(cache, &pinned, &client, hub, &list, manifest, progress).await?,
+    let mut fetched = if let Some(found) = cache.lookup(&pinned, manifest)? {
+        found
+    } else {
+        let snapshot = cache.snapshot(&pinned.repo, &list.commit);
+        let supply = Supply { hub: Some((&client, hub)), snapshot };
+        bring(cache, &pinned, &list, supply, manifest, progress).await?
     };
     // The model is here; the note is for the day that the hub does not answer.
     if let Err(error) = cache.write_ref(source, &list.commit) {
@@ -172,15 +180,16 @@ async fn find_or_download(
     Ok(fetched)
 }
 
-/// What a branch or tag last stood for, when nobody can say what it does now.
-fn last_known(
+/// What a branch or tag last stood for, when nobody can say what it does now; or a commit that only another cache has.
+async fn last_known(
     cache: &Cache,
     source: &Source,
     manifest: Option<&Manifest>,
     error: Error,
+    progress: &mut dyn Progress,
 ) -> Result<Fetched, Error> {
     if error.is_passing()
-        && let Some(found) = cache.lookup(source, manifest)?
+        && let Some(found) = find(cache, source, manifest, progress).await?
     {
         tracing::warn!(
             error = &error as &dyn std::error::Error,
@@ -194,63 +203,65 @@ fn last_known(
     Err(error)
 }
 
-async fn download(
+/// What is on this machine of `source`: in the cache, or else in that of Hugging Face's own libraries, from where it is
+/// taken into the cache. Asks nobody.
+pub async fn fetch_offline(
     cache: &Cache,
-    pinned: &Source,
-    client: &Client,
-    hub: &Hub,
-    list: &List,
+    source: &Source,
+    manifest: Option<&Manifest>,
+    progress: &mut dyn Progress,
+) -> Result<Option<Fetched>, Error> {
+    let found = find(cache, source, manifest, progress).await?;
+    if let Some(found) = &found {
+        progress.finished(found);
+    }
+    Ok(found)
+}
+
+async fn find(
+    cache: &Cache,
+    source: &Source,
+    manifest: Option<&Manifest>,
+    progress: &mut dyn Progress,
+) -> Result<Option<Fetched>, Error> {
+    if let Some(found) = cache.lookup(source, manifest)? {
+        return Ok(Some(found));
+    }
+    let Some(snapshot) = cache.snapshot_of(source) else { return Ok(None) };
+    match take_snapshot(cache, source, snapshot, manifest, progress).await {
+        Ok(fetched) => Ok(Some(fetched)),
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                repo = %source.repo,
+                revision = source.revision(),
+                "the Hugging Face cache is of no use"
+            );
+            Ok(None)
+        }
+    }
+}
+
+async fn take_snapshot(
+    cache: &Cache,
+    source: &Source,
+    snapshot: Snapshot,
     manifest: Option<&Manifest>,
     progress: &mut dyn Progress,
 ) -> Result<Fetched, Error> {
-    let repo = &pinned.repo;
-    let host = client::origin(&hub.endpoint);
-    let partial = cache.claim(&Place::commit(repo, &list.commit)).await?;
-    // Whoever held the claim before may have brought it.
-    if let Some(found) = cache.lookup(pinned, manifest)? {
-        return Ok(found);
-    }
-    let mut downloader = Downloader {
-        client,
-        hub,
-        origin: Origin::Commit(repo, &list.commit),
-        directory: partial.directory(),
-        manifest,
-        received: 0,
-    };
-    let has = |file: &str| list.has(file);
-    let mut leads = BTreeMap::new();
-    for lead in select::leads(has) {
-        let wanted = list.wanted(lead, &host)?;
-        // Not told to `progress`, which does not know the total yet.
-        downloader.take(&wanted, &mut Unresolved(progress)).await?;
-        leads.insert(lead, read(&partial.directory().join(lead))?);
-    }
-    let chosen = choose(repo, has, &leads)?;
-    let wanted = chosen.files.iter().map(|file| list.wanted(file, &host)).collect::<Result<Vec<_>, _>>()?;
-    check_before(&wanted, manifest)?;
-    let mut arrivals = Arrivals::new(partial.directory(), repo.as_str(), &chosen);
-    let mut missing = Vec::new();
-    for file in wanted {
-        if !arrivals.has_converted(&file).await? {
-            missing.push(file);
+    let pinned = Source::new(source.repo.clone(), snapshot.commit())?;
+    let mut fetched = if let Some(found) = cache.lookup(&pinned, manifest)? {
+        found
+    } else {
+        let list = snapshot.list()?;
+        if let Some(manifest) = manifest {
+            manifest.check_exists("the Hugging Face cache", |file| list.has(file))?;
         }
-    }
-    // What a small file is refused for should not cost gigabytes first.
-    missing.sort_by_key(|file| file.size);
-    let size = |file: &Wanted| file.size.unwrap_or_default();
-    let needed = arrivals.room(missing.iter().map(|file| (file.path.as_str(), size(file))));
-    room::check_space(partial.directory(), needed)?;
-    progress.resolved(&list.commit, chosen.files.len(), missing.iter().map(size).sum());
-    for file in missing {
-        let kept = downloader.take(&file, progress).await?;
-        arrivals.add(&file.path, kept, progress).await?;
-    }
-    let received = downloader.received;
-    let files = arrivals.into_files()?;
-    let record = Record { repo: repo.to_string(), commit: list.commit.clone(), files };
-    let (directory, record) = blocking(move || Ok((partial.finish(&record)?, record))).await?;
-    Ok(Fetched::of(pinned, directory, &record, received))
+        let supply = Supply { hub: None, snapshot: Some(snapshot) };
+        bring(cache, &pinned, &list, supply, manifest, progress).await?
+    };
+    source.revision().clone_into(&mut fetched.revision);
+    Ok(fetched)
 }
 
 /// Runs on a thread that may block, and runs on there if the caller no longer waits.
@@ -284,9 +295,10 @@ pub fn import(cache: &Cache, source: &Source, from: &Path, manifest: &Manifest) 
     let mut leads = BTreeMap::new();
     for lead in select::leads(has) {
         take(lead)?;
-        leads.insert(lead, read(&partial.directory().join(lead))?);
+        let path = partial.directory().join(lead);
+        leads.insert(lead, fs::read(&path).map_err(Error::io("reading", &path))?);
     }
-    let chosen = choose(repo, has, &leads)?;
+    let chosen = select::files(repo.as_str(), has, |name| leads.get(name).map(Vec::as_slice))?;
     let mut arrivals = Arrivals::new(partial.directory(), repo.as_str(), &chosen);
     let mut missing = Vec::new();
     for file in &chosen.files {
@@ -294,11 +306,11 @@ pub fn import(cache: &Cache, source: &Source, from: &Path, manifest: &Manifest) 
         let size = fs::metadata(from.join(file)).map_or(0, |found| found.len());
         let wanted = Wanted { path: file.clone(), size: Some(size), expected };
         if !arrivals.has_converted_blocking(&wanted)? {
-            missing.push((file.as_str(), size));
+            missing.push((file.as_str(), size, false));
         }
     }
     room::check_space(partial.directory(), arrivals.room(missing.iter().copied()))?;
-    for (file, _) in missing {
+    for (file, ..) in missing {
         let kept = take(file)?;
         arrivals.add_blocking(file, kept)?;
     }
@@ -308,33 +320,17 @@ pub fn import(cache: &Cache, source: &Source, from: &Path, manifest: &Manifest) 
     Ok(Fetched::of(source, directory, &record, 0))
 }
 
-fn choose(repo: &Repo, has: impl Fn(&str) -> bool, leads: &BTreeMap<&str, Vec<u8>>) -> Result<Chosen, Error> {
-    select::files(repo.as_str(), has, |name| leads.get(name).map(Vec::as_slice))
-}
-
-/// What the manifest will refuse is refused before gigabytes are downloaded.
-fn check_before(wanted: &[Wanted], manifest: Option<&Manifest>) -> Result<(), Error> {
-    let Some(manifest) = manifest else {
-        return Ok(());
-    };
-    for file in wanted {
-        match &file.expected {
-            Expected::Sha256(sha256) => manifest.check(&file.path, sha256)?,
-            Expected::GitBlob(_) | Expected::Unknown => {
-                manifest.sha256(&file.path)?;
-            }
-        }
-    }
-    Ok(())
-}
-
 fn copy(from: &Path, to: &Path, file: &str, manifest: &Manifest) -> Result<Kept, Error> {
     let (from, to) = (from.join(file), to.join(file));
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder).map_err(Error::io("creating", folder))?;
     }
     let mut source = File::open(&from).map_err(Error::io("opening", &from))?;
-    let mut target = File::create(&to).map_err(Error::io("creating", &to))?;
+    // What an earlier run left may be a link to another cache's file, which must not be written to.
+    if to.exists() {
+        fs::remove_file(&to).map_err(Error::io("removing", &to))?;
+    }
+    let mut target = File::create_new(&to).map_err(Error::io("creating", &to))?;
     let mut hasher = Hasher::new(0, &Expected::Unknown);
     let mut buffer = vec![0; 256 * 1024];
     loop {
@@ -353,22 +349,4 @@ fn copy(from: &Path, to: &Path, file: &str, manifest: &Manifest) -> Result<Kept,
         return Err(error);
     }
     Ok(sums.into())
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    fs::read(path).map_err(Error::io("reading", path))
-}
-
-/// Passes on only what can be told before the total is known.
-struct Unresolved<'a>(&'a mut dyn Progress);
-
-impl Progress for Unresolved<'_> {
-    fn resolved(&mut self, _commit: &str, _files: usize, _total_bytes: u64) {}
-    fn started(&mut self, _file: &str, _have: u64) {}
-    fn advanced(&mut self, _file: &str, _have: u64) {}
-    fn retrying(&mut self, what: &str, why: &Error, pause: std::time::Duration) {
-        self.0.retrying(what, why, pause);
-    }
-    fn converting(&mut self, _file: &str, _done: u64, _total: u64) {}
-    fn finished(&mut self, _fetched: &Fetched) {}
 }

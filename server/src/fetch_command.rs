@@ -106,8 +106,10 @@ fn bring(config: &Fetch) -> anyhow::Result<Fetched> {
     if let (Some(from), Some(manifest)) = (from, manifest) {
         return Ok(fetch::import(&sources.cache, source, from, manifest)?);
     }
+    let mut progress = fetch::stderr_progress();
     let Some(hub) = &sources.hub else {
-        return sources.cache.lookup(source, manifest.as_ref())?.with_context(|| {
+        let found = fetch::fetch_offline(&sources.cache, source, manifest.as_ref(), &mut *progress);
+        return block_on(found)??.with_context(|| {
             format!(
                 "{}@{} is not in the cache, and --offline forbids to fetch it",
                 source.repo,
@@ -115,7 +117,6 @@ fn bring(config: &Fetch) -> anyhow::Result<Fetched> {
             )
         });
     };
-    let mut progress = fetch::stderr_progress();
     Ok(block_on(fetch::fetch(&sources.cache, source, hub, manifest.as_ref(), &mut *progress))??)
 }
 

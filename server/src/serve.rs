@@ -242,9 +242,11 @@ impl Loader {
         step("looking for it in the cache".into());
         let manifest = DefaultModel::manifest(source);
         let passing = |error: fetch::Error| Trouble::Passing(one_line(&error));
+        let mut progress = Steps { set: &step, total: 0, files: 0, log: Log::default() };
         let Some(hub) = &self.sources.hub else {
-            let found = self.sources.cache.lookup(source, manifest.as_ref()).map_err(passing)?;
-            return found.ok_or_else(|| {
+            let finding = fetch::fetch_offline(&self.sources.cache, source, manifest.as_ref(), &mut progress);
+            let found = self.runtime.block_on(self.stop.run_until_cancelled(finding));
+            return found.ok_or(Trouble::Stopping)?.map_err(passing)?.ok_or_else(|| {
                 Trouble::Passing(format!(
                     "{}@{} is not in the cache {}, and --offline (HF_HUB_OFFLINE) forbids to fetch it",
                     source.repo,
@@ -253,7 +255,6 @@ impl Loader {
                 ))
             });
         };
-        let mut progress = Steps { set: &step, total: 0, files: 0, log: Log::default() };
         let fetching = fetch::fetch(&self.sources.cache, source, hub, manifest.as_ref(), &mut progress);
         let fetched =
             self.runtime.block_on(self.stop.run_until_cancelled(fetching)).ok_or(Trouble::Stopping)?;

@@ -26,6 +26,8 @@ mod support;
 mod archives;
 #[path = "fetch/command.rs"]
 mod command;
+#[path = "fetch/hf_cache.rs"]
+mod hf_cache;
 #[path = "fetch/pickled.rs"]
 mod pickled;
 #[path = "fetch/room.rs"]
@@ -1350,20 +1352,17 @@ async fn an_endpoint_has_to_be_a_plain_address() {
 
 // ---- Honesty ----
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_hubs_own_client_library_understands_the_fake_hub() {
+/// Lets the hub's own client library fetch this revision, into `hf` beside the cache; what it saw.
+async fn client_library(bench: &Bench, revision: &str) -> serde_json::Value {
     let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.python");
     assert!(packages.exists(), "the Python packages of this test are missing: run `make python`");
     let python = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
-    let bench = Bench::new(Tree::sentence_model(REPO)).await;
-    bench.hub.require_token(TOKEN);
-    bench.hub.change(|tree| tree.refs.push("refs/pr/1".to_owned()));
     let endpoint = bench.hub.endpoint.as_str().trim_end_matches('/').to_owned();
-    let home = bench.directory.path().to_owned();
+    let (home, revision) = (bench.directory.path().to_owned(), revision.to_owned());
     let run = move || {
         Command::new(python)
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hub_client.py"))
-            .args([REPO, "refs/pr/1", "1_Pooling/config.json"])
+            .args([REPO, &revision, "1_Pooling/config.json"])
             // Nothing of the machine's settings, and no proxy.
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -1379,7 +1378,15 @@ async fn the_hubs_own_client_library_understands_the_fake_hub() {
     let output = tokio::task::spawn_blocking(run).await.unwrap().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_hubs_own_client_library_understands_the_fake_hub() {
+    let bench = Bench::new(Tree::sentence_model(REPO)).await;
+    bench.hub.require_token(TOKEN);
+    bench.hub.change(|tree| tree.refs.push("refs/pr/1".to_owned()));
+    let report = client_library(&bench, "refs/pr/1").await;
 
     let tree = bench.hub.tree();
     let files: BTreeMap<_, _> = tree

@@ -77,12 +77,12 @@ impl<'a> Arrivals<'a> {
         is_same
     }
 
-    /// Room that is needed for these files.
-    pub(super) fn room<'f>(&self, files: impl Iterator<Item = (&'f str, u64)>) -> u64 {
+    /// Room that is needed for these files, of so many bytes each; `true` for those that are as good as here.
+    pub(super) fn room<'f>(&self, files: impl Iterator<Item = (&'f str, u64, bool)>) -> u64 {
         let (mut stays, mut goes) = (0u64, 0);
-        for (file, size) in files {
+        for (file, size, is_here) in files {
             let here = fs::metadata(self.directory.join(file)).map_or(0, |found| found.len());
-            let missing = size.saturating_sub(here);
+            let missing = if is_here { 0 } else { size.saturating_sub(here) };
             if self.pickled.contains(file) {
                 // What it becomes is as large, to a few bytes.
                 stays = stays.saturating_add(size);
@@ -204,7 +204,9 @@ mod tests {
         let pickled = ["a.bin", "b.bin"].map(str::to_owned).into();
         let chosen = Chosen { pickled, ..Chosen::default() };
         let arrivals = Arrivals::new(directory.path(), "org/name", &chosen);
-        let room = |files: &[(&str, u64)]| arrivals.room(files.iter().copied());
+        let room = |files: &[(&'static str, u64)]| {
+            arrivals.room(files.iter().map(|&(file, size)| (file, size, false)))
+        };
         assert_eq!(room(&[("config.json", 10), ("model.safetensors", 1000)]), 1010);
         assert_eq!(room(&[("config.json", 10), ("a.bin", 1000)]), 2010);
         assert_eq!(room(&[("a.bin", 1000), ("b.bin", 300)]), 2300);
@@ -213,5 +215,7 @@ mod tests {
         fs::write(directory.path().join("config.json"), [0; 10]).unwrap();
         assert_eq!(room(&[("config.json", 10), ("a.bin", 1000)]), 1100);
         assert_eq!(room(&[("a.bin", u64::MAX), ("b.bin", 300)]), u64::MAX);
+        let linked = [("config.json", 99, true), ("b.bin", 300, true), ("model.safetensors", 9, false)];
+        assert_eq!(arrivals.room(linked.into_iter()), 309);
     }
 }

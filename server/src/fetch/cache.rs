@@ -20,8 +20,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::digest::Sums;
+use super::hf_cache::{HfCache, Snapshot};
 use super::source::is_commit;
-use super::{Archive, Error, Fetched, Manifest, Place, Source, room, select};
+use super::{Archive, Error, Fetched, Manifest, Place, Repo, Source, room, select};
 use crate::disk;
 use crate::model::digests;
 
@@ -35,6 +36,8 @@ pub struct Cache {
     root: PathBuf,
     /// What stays when something else is fetched; `None`: everything.
     keep: Option<BTreeSet<Place>>,
+    /// Another cache, of which files are taken.
+    hf: Option<HfCache>,
 }
 
 /// What a complete directory holds.
@@ -88,7 +91,7 @@ pub(super) struct Partial {
 impl Cache {
     /// A cache in `root`, which is made when it is first needed.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), keep: None }
+        Self { root: root.into(), keep: None, hf: None }
     }
 
     /// The same cache, which only keeps these models beside the one that is fetched: all
@@ -96,6 +99,23 @@ impl Cache {
     #[must_use]
     pub fn keeping(self, keep: impl IntoIterator<Item = Place>) -> Self {
         Self { keep: Some(keep.into_iter().collect()), ..self }
+    }
+
+    /// The same cache, which takes what it lacks from that of Hugging Face's own libraries, at this root, where it
+    /// is there. That is only read.
+    #[must_use]
+    pub fn reading(self, hf: impl Into<PathBuf>) -> Self {
+        Self { hf: Some(HfCache::new(hf.into())), ..self }
+    }
+
+    /// What the other cache has of a commit.
+    pub(super) fn snapshot(&self, repo: &Repo, commit: &str) -> Option<Snapshot> {
+        self.hf.as_ref()?.snapshot(repo, commit)
+    }
+
+    /// What the other cache has of what it takes the revision for.
+    pub(super) fn snapshot_of(&self, source: &Source) -> Option<Snapshot> {
+        self.hf.as_ref()?.snapshot_of(source)
     }
 
     /// The root directory.

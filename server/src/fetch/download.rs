@@ -17,6 +17,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -226,6 +227,10 @@ impl Unfinished {
         // so it does no harm if it runs on after the caller was dropped.
         let (mut file, here) = blocking(move || {
             let open = || -> io::Result<_> {
+                // Of what has another name, too, in another cache, nothing may be written.
+                if fs::metadata(&path).is_ok_and(|found| found.nlink() > 1 && Some(found.len()) != size) {
+                    fs::remove_file(&path)?;
+                }
                 let mut file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
                 let mut hasher = Hasher::new(size.unwrap_or_default(), &expected);
                 let here = file.metadata()?.len();

@@ -390,6 +390,15 @@ pub enum Error {
         source: serde_json::Error,
     },
 
+    /// The cache of Hugging Face's own libraries cannot stand in for the hub.
+    #[error("taking {repo} from the Hugging Face cache: {why}")]
+    HfCache {
+        /// The repository.
+        repo: String,
+        /// What it lacks.
+        why: String,
+    },
+
     /// The manifest is not readable as one.
     #[error("reading the manifest: {why}")]
     Manifest {

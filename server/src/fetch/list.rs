@@ -18,8 +18,8 @@ pub(super) struct List {
 /// What the hub says about a file. Only files that are taken need all of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
-    size: Option<u64>,
-    expected: Expected,
+    pub(super) size: Option<u64>,
+    pub(super) expected: Expected,
 }
 
 /// A file to take, with all that is known of it beforehand.

@@ -12,10 +12,10 @@ const LOG_EVERY: Duration = Duration::from_secs(5);
 
 const TEMPLATE: &str = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
 
-/// Hears what happens, in this order: `resolved`, then for each file `started`
-/// and `advanced`, and `converting` where it is pickled weights, then `finished`.
-/// `retrying` comes at any time. A model that is already here is only `finished`;
-/// one that fails never is.
+/// Hears what happens, in this order: `resolved`, then for each file that comes over
+/// the network `started` and `advanced`, and for pickled weights `converting`, then
+/// `finished`. `retrying` comes at any time. A model that is already here is only
+/// `finished`; one that fails never is.
 pub trait Progress: Send {
     /// It is known what to fetch.
     fn resolved(&mut self, commit: &str, files: usize, total_bytes: u64);

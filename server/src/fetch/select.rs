@@ -23,6 +23,9 @@ pub(super) const MODULES: &str = "modules.json";
 /// Which shard holds which tensor.
 const INDEX: &str = "model.safetensors.index.json";
 const WEIGHTS: &str = "model.safetensors";
+/// What decides on the vectors of a sentence-transformers model beside its weights and its modules' own settings.
+pub(super) const DECISIVE: [&str; 3] =
+    [MODULES, "config_sentence_transformers.json", "sentence_bert_config.json"];
 /// What may have to be read before it is known what else is needed.
 pub(super) const LEADS: [&str; 3] = [MODULES, INDEX, BIN_INDEX];
 

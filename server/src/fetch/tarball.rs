@@ -94,7 +94,7 @@ impl Tarball<'_> {
             listing.leads.into_iter().filter_map(|(name, json)| Some((inner(&name)?, json))).collect();
         let has = |file: &str| sizes.contains_key(file);
         let chosen = select::files(self.name, has, |name| leads.get(name).map(Vec::as_slice))?;
-        let files = chosen.files.iter().map(|file| (file.as_str(), sizes[file]));
+        let files = chosen.files.iter().map(|file| (file.as_str(), sizes[file], false));
         room::check_space(directory, Arrivals::new(directory, self.name, &chosen).room(files))?;
 
         let mut taken = BTreeMap::new();

@@ -24,12 +24,12 @@ fn tests() -> PathBuf {
 }
 
 /// What is in the directory of this model that a server needs.
-fn twin(model: &str) -> PathBuf {
+pub(crate) fn twin(model: &str) -> PathBuf {
     tests().join("families").join(model)
 }
 
 /// The repository of that model, without safetensors.
-fn repository(model: &str) -> Tree {
+pub(crate) fn repository(model: &str) -> Tree {
     let mut tree = Tree::of_directory(REPO, &twin(model));
     tree.files.retain(|file, _| !file.contains("safetensors"));
     for (file, bytes) in contents(&tests().join("pickles").join(model)) {
@@ -43,7 +43,7 @@ fn repository(model: &str) -> Tree {
 }
 
 /// The fingerprint of the space of a directory's vectors.
-fn fingerprint(directory: &Path) -> space::Files {
+pub(crate) fn fingerprint(directory: &Path) -> space::Files {
     let directory = Directory::read(directory).unwrap();
     directory.fingerprint(inventory::tensors(&directory).unwrap()).unwrap()
 }

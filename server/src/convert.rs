@@ -338,7 +338,7 @@ fn header(tensors: &[(String, Tensor)]) -> Result<Vec<u8>, String> {
     });
     // Without it, some versions of transformers refuse the file.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let unfit = |why: String| format!("has tensors that no safetensors file can hold: {why}");
+    let unfit = |why: String| format!("has tensors that no safetensors file can hold: {}", shown(&why));
     let metadata =
         Metadata::new(Some(metadata), infos.collect()).map_err(|error| unfit(error.to_string()))?;
     let mut json = serde_json::to_vec(&metadata).map_err(|error| unfit(error.to_string()))?;

@@ -4,8 +4,10 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use crate::Desk;
+use proptest::prelude::*;
+
 use crate::support::process::Memory;
+use crate::{Desk, survives};
 
 /// A pickle, put together by hand.
 #[derive(Clone, Default)]
@@ -505,6 +507,47 @@ fn bombs_cost_little_memory_and_time() {
         desk.again().unwrap_err(),
         "pytorch_model.bin: has tensors that are scattered over it: not a model"
     );
+}
+
+/// An instruction with operands that are likely to mean something.
+fn instruction() -> impl Strategy<Value = Vec<u8>> {
+    let alone = prop::sample::select(b"(N)]}tRaesub.Q\x85\x86\x87\x88\x89".as_slice());
+    let small = (prop::sample::select(b"Kqh".as_slice()), 0u8..6);
+    let names = [
+        ("collections", "OrderedDict"),
+        ("torch._utils", "_rebuild_tensor_v2"),
+        ("torch._utils", "_rebuild_parameter"),
+        ("torch", "FloatStorage"),
+    ];
+    prop_oneof![
+        4 => alone.prop_map(|byte| vec![byte]),
+        3 => small.prop_map(|(byte, operand)| vec![byte, operand]),
+        1 => prop::sample::select(&["storage", "0", "a", ""][..]).prop_map(|text| Pickle::default().text(text).0),
+        1 => prop::sample::select(names.to_vec()).prop_map(|(module, name)| Pickle::default().global(module, name).0),
+        1 => (-9i64..9).prop_map(|number| Pickle::default().number(number).0),
+        1 => Just(Pickle::default().storage("FloatStorage", "0", 4).0),
+        1 => Just(Pickle::default().tensor("FloatStorage", 4, 0, &[2, 2], &[1, 2]).0),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3_000))]
+
+    #[test]
+    fn no_program_does_harm(program in prop::collection::vec(instruction(), 0..40), is_whole in any::<bool>()) {
+        let mut pickle = Pickle::new();
+        pickle.0.extend(program.concat());
+        // Nearly a dictionary of tensors, half of the time.
+        let pickle = if is_whole {
+            pickle.raw(b"}").text("a").tensor("FloatStorage", 4, 0, &[4], &[1]).raw(b"s.")
+        } else {
+            pickle.raw(b".")
+        };
+        let bytes = file(&pickle);
+        let desk = Desk::new();
+        std::fs::write(desk.bin(), &bytes).unwrap();
+        survives(&desk, bytes.len());
+    }
 }
 
 #[test]

@@ -284,7 +284,8 @@ impl Snapshot {
             let folder = match module {
                 Tail::Dense(dense) => &dense.path,
                 Tail::LayerNorm(norm) => &norm.path,
-                Tail::Normalize => continue,
+                // An answer is among the encoder's weights.
+                Tail::Answer(_) | Tail::Normalize => continue,
             };
             if !Weights::are_in(folder) {
                 let name = folder.strip_prefix(directory).unwrap_or(folder).display();

@@ -390,6 +390,10 @@ pub struct ServeArgs {
         help_heading = "HTTP"
     )]
     cors_origins: Vec<String>,
+    /// Let requests load and unload models (`POST /models`). Whoever reaches the server can then have it fetch any
+    /// repository, and read any directory that it can: only where all of them may.
+    #[arg(long, env = "EMBEDDING_ALLOW_MODEL_CHANGES", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new(), help_heading = "HTTP")]
+    allow_model_changes: bool,
     /// Without the pages for people, `/` and `/docs`.
     #[arg(long, env = "EMBEDDING_NO_UI", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new(), help_heading = "HTTP")]
     no_ui: bool,
@@ -509,6 +513,8 @@ pub struct Serve {
     pub cpus: usize,
     /// Where models come from.
     pub sources: Sources,
+    /// Whether requests may load and unload models.
+    pub allow_model_changes: bool,
 }
 
 /// What `fetch` needs.
@@ -588,51 +594,12 @@ impl DefaultModel {
 }
 
 fn source(option: &'static str, text: &str) -> Result<Source, Error> {
-    let (repo, revision) = text.split_once('@').unwrap_or((text, "main"));
-    let repo = repo.parse().map_err(|error: crate::fetch::Error| bad(option, text, error.to_string()))?;
-    Source::new(repo, revision).map_err(|error| bad(option, text, error.to_string()))
+    models::source(text).map_err(|problem| bad(option, text, problem))
 }
 
 /// Parses one `--model`. `home` stands for `~`.
 fn spec(text: &str, home: Option<&Path>) -> Result<Spec, Error> {
-    // A directory may have '=' in its name; a model's name begins with no '/', '.' or '~'.
-    let is_directory = |text: &str| text.starts_with(['/', '.', '~']);
-    let (name, place) = match text.split_once('=') {
-        Some((name, place)) if !is_directory(text) => (Some(name), place),
-        _ => (None, text),
-    };
-    let origin = if is_directory(place) {
-        let path = match (place.strip_prefix("~/"), home) {
-            (Some(rest), Some(home)) => home.join(rest),
-            _ => PathBuf::from(place),
-        };
-        Origin::Directory(path)
-    } else {
-        if Path::new(place).is_dir() {
-            tracing::warn!(
-                "--model {text} is taken for a repository; for the directory of that name, write ./{place}"
-            );
-        }
-        Origin::Repository(source("model", place)?)
-    };
-    let name = match (name, &origin) {
-        (Some(name), _) => name.to_owned(),
-        (None, Origin::Directory(path)) => {
-            path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default()
-        }
-        (None, Origin::Repository(source)) => {
-            source.repo.as_str().rsplit('/').next().unwrap_or_default().to_lowercase()
-        }
-    };
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:".contains(c);
-    if name.is_empty() || name.len() > 128 || !name.chars().all(plain) {
-        return Err(bad(
-            "model",
-            text,
-            format!("the name \"{name}\" must be 1 to 128 of a-z, A-Z, 0-9 and -_./: (write NAME={place})"),
-        ));
-    }
-    Ok(Spec::new(name, origin))
+    Spec::parse(text, home).map_err(|problem| bad("model", text, problem))
 }
 
 /// The model that an option is about, and what it says about it: `MODEL=WHAT`, or `WHAT` for all.
@@ -887,6 +854,7 @@ impl ServeArgs {
             shutdown_timeout: Duration::from_secs(self.shutdown_timeout),
             cpus,
             sources: self.hub.resolve()?,
+            allow_model_changes: self.allow_model_changes,
         })
     }
 }

@@ -64,8 +64,8 @@ pub enum Error {
         /// What happened.
         source: worker::Error,
     },
-    /// The server is shutting down.
-    #[error("the server is stopping")]
+    /// The server is shutting down, or the model was unloaded.
+    #[error("the server is stopping, or the model was unloaded")]
     Stopping,
 }
 

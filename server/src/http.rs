@@ -173,7 +173,7 @@ fn routes(shared: &Arc<Shared>) -> Routes {
         .route("/info", get(tei::info))
         .route("/ping", get(tei::ping))
         .route("/models/{*rest}", get(tei::about_model))
-        .route("/models", get(models::list))
+        .route("/models", get(models::list).post(models::change))
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{*id}", get(openai::model))
         .route("/api/tags", get(ollama::tags))

@@ -31,6 +31,7 @@ pub mod fetch_command;
 pub mod healthcheck;
 pub mod http;
 pub mod kernels;
+pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod models;

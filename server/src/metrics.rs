@@ -1,5 +1,6 @@
 //! Every metric that the server exports, declared together.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
@@ -79,6 +80,19 @@ pub struct Metrics {
     lane_waiting_tokens: Family<LaneLabels, Gauge>,
     waited_seconds: Family<LaneLabels, Histogram>,
     ready: Family<ModelLabel, Gauge>,
+    /// The models that were told of at the last scrape.
+    told: Mutex<Vec<String>>,
+}
+
+/// What a model is at.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelStatus<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Whether it can embed.
+    pub ready: bool,
+    /// (texts, tokens) that wait in each of [`Lane::ALL`].
+    pub waiting: [(usize, usize); 2],
 }
 
 /// From a millisecond (one short text) to two minutes (a bulk request).
@@ -122,6 +136,7 @@ impl Metrics {
             lane_waiting_tokens: Family::default(),
             waited_seconds: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             ready: Family::default(),
+            told: Mutex::default(),
             registry: Registry::default(),
         };
         let m = &metrics;
@@ -252,8 +267,27 @@ impl Metrics {
         self.waited_seconds.get_or_create(&label).observe(report.waited.as_secs_f64());
     }
 
-    /// What a model is at, as of this scrape; (texts, tokens) that wait in each of [`Lane::ALL`].
-    pub fn model(&self, model: &str, ready: bool, waiting: [(usize, usize); 2]) {
+    /// What each model is at, as of this scrape; of those that are gone, nothing.
+    pub fn models(&self, models: &[ModelStatus<'_>]) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for gone in told.iter().filter(|name| models.iter().all(|model| model.name != **name)) {
+            let label = ModelLabel { model: gone.clone() };
+            for gauges in [&self.ready, &self.waiting_texts, &self.waiting_tokens] {
+                gauges.remove(&label);
+            }
+            for lane in Lane::ALL {
+                let label = LaneLabels { model: gone.clone(), lane: lane.name() };
+                self.lane_waiting_texts.remove(&label);
+                self.lane_waiting_tokens.remove(&label);
+            }
+        }
+        for model in models {
+            self.model(model.name, model.ready, model.waiting);
+        }
+        *told = models.iter().map(|model| model.name.to_owned()).collect();
+    }
+
+    fn model(&self, model: &str, ready: bool, waiting: [(usize, usize); 2]) {
         let label = ModelLabel { model: model.to_owned() };
         self.ready.get_or_create(&label).set(i64::from(ready));
         self.waiting_texts.get_or_create(&label).set(waiting.iter().map(|(texts, _)| *texts as i64).sum());

@@ -5,15 +5,21 @@
 //! Models load one after the other on a thread of their own while the server
 //! already listens. A model from a hub that cannot be fetched is retried, so that it
 //! recovers by itself when the hub does; a directory that cannot be served ends the
-//! process ([`Models::load_all`] returns the error), because only its owner can mend it.
+//! process, because only its owner can mend it. Where that is allowed, models come and go
+//! while the server runs ([`Models::add`], [`Models::remove`]); of these, none ends it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio_util::sync::CancellationToken;
 
 use crate::batcher::Policy;
 use crate::embedder::{About, Embedder, Limits, Parts, Rate};
+use crate::fetch::Source;
 use crate::metrics::Metrics;
 use crate::model::{self, Device, Directory, Implementation, Machine, Plan, Preference, TokenBatch};
 use crate::options::{self, Offer};
@@ -53,7 +59,33 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// A model that is to be served has a name that leads to another.
+    #[error(
+        "a model that is served here answers to \"{name}\" already: choose another name, or unload that model"
+    )]
+    Taken {
+        /// The name.
+        name: String,
+    },
+    /// All models were unloaded.
+    #[error("no model is served any more: load one with POST /models")]
+    Empty,
+    /// Models do not come and go here.
+    #[error(
+        "the models of this server are fixed: start it with --allow-model-changes, or change the models that it is \
+         started with"
+    )]
+    Fixed,
+    /// The server ends.
+    #[error("the server is stopping")]
+    Stopping,
+    /// There are as many models as there may be.
+    #[error("{MOST} models are served here, which is the limit: unload one")]
+    TooMany,
 }
+
+/// The most models at once: each has threads of its own.
+pub const MOST: usize = 256;
 
 /// Where a model is.
 #[derive(Clone, Debug)]
@@ -78,7 +110,7 @@ pub enum Origin {
     /// A directory.
     Directory(PathBuf),
     /// A repository of a hub, fetched into the cache when it is not there.
-    Repository(crate::fetch::Source),
+    Repository(Source),
 }
 
 /// A model to serve.
@@ -100,6 +132,47 @@ impl Spec {
         Self { name, aliases: Vec::new(), origin, manner: Manner::default() }
     }
 
+    /// Of `[NAME=]DIRECTORY` or `[NAME=]REPOSITORY[@REVISION]`; `home` stands for `~`. The error says what is wrong
+    /// with the text.
+    pub fn parse(text: &str, home: Option<&Path>) -> Result<Self, String> {
+        // A directory may have '=' in its name; a model's name begins with no '/', '.' or '~'.
+        let is_directory = |text: &str| text.starts_with(['/', '.', '~']);
+        let (name, place) = match text.split_once('=') {
+            Some((name, place)) if !is_directory(text) => (Some(name), place),
+            _ => (None, text),
+        };
+        let origin = if is_directory(place) {
+            let path = match (place.strip_prefix("~/"), home) {
+                (Some(rest), Some(home)) => home.join(rest),
+                _ => PathBuf::from(place),
+            };
+            Origin::Directory(path)
+        } else {
+            if Path::new(place).is_dir() {
+                tracing::warn!(
+                    "{text} is taken for a repository; for the directory of that name, write ./{place}"
+                );
+            }
+            Origin::Repository(source(place)?)
+        };
+        let name = match (name, &origin) {
+            (Some(name), _) => name.to_owned(),
+            (None, Origin::Directory(path)) => {
+                path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default()
+            }
+            (None, Origin::Repository(source)) => {
+                source.repo.as_str().rsplit('/').next().unwrap_or_default().to_lowercase()
+            }
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:".contains(c);
+        if name.is_empty() || name.len() > 128 || !name.chars().all(plain) {
+            return Err(format!(
+                "the name \"{name}\" must be 1 to 128 of a-z, A-Z, 0-9 and -_./: (write NAME={place})"
+            ));
+        }
+        Ok(Self::new(name, origin))
+    }
+
     /// The repository that it is from.
     pub fn repository(&self) -> Option<String> {
         match &self.origin {
@@ -107,6 +180,13 @@ impl Spec {
             Origin::Directory(_) => None,
         }
     }
+}
+
+/// Of `REPOSITORY[@REVISION]`.
+pub fn source(text: &str) -> Result<Source, String> {
+    let (repo, revision) = text.split_once('@').unwrap_or((text, "main"));
+    let repo = repo.parse().map_err(|error: crate::fetch::Error| error.to_string())?;
+    Source::new(repo, revision).map_err(|error| error.to_string())
 }
 
 /// What is set about a model, besides what its files say.
@@ -160,42 +240,91 @@ pub struct Settings {
     pub limits: Limits,
 }
 
+/// A model's place among those that are served, for who loads it.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// Names can be given again, when a model is gone; this cannot.
+    id: u64,
+    /// Cancelled when the model is not wanted any more.
+    unwanted: CancellationToken,
+}
+
+impl Slot {
+    /// Cancelled when the model is not wanted any more.
+    pub const fn unwanted(&self) -> &CancellationToken {
+        &self.unwanted
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
-    name: String,
+    slot: Slot,
+    name: Arc<str>,
     aliases: Vec<String>,
-    state: RwLock<State>,
-}
-
-/// The model that a request names.
-#[derive(Clone, Debug)]
-pub struct Named<'a> {
-    /// Its own name.
-    pub name: &'a str,
-    /// What the name that was used says about the texts (`e5:query`).
-    pub suffix: Option<String>,
-    /// Its front door.
-    pub embedder: Arc<Embedder>,
-}
-
-/// The served models. See the module.
-#[derive(Debug)]
-pub struct Models {
-    entries: Vec<Entry>,
-    workers: Mutex<Vec<Workers>>,
-    heartbeats: RwLock<Vec<(String, Arc<Heartbeats>)>>,
+    /// Whether the server was started with it: without it, it is not healthy.
+    is_needed: bool,
+    state: State,
 }
 
 impl Entry {
+    fn answers_to(&self, name: &str) -> bool {
+        &*self.name == name || self.aliases.iter().any(|alias| alias == name)
+    }
+
     fn embedder(&self) -> Result<Arc<Embedder>, Error> {
-        let name = || self.name.clone();
-        match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+        let name = || self.name.to_string();
+        match &self.state {
             State::Ready(embedder) => Ok(Arc::clone(embedder)),
             State::Loading { step } => Err(Error::Loading { name: name(), step: step.clone() }),
             State::Failed { why } => Err(Error::Failed { name: name(), why: why.clone() }),
         }
     }
 }
+
+/// The model that a request names.
+#[derive(Clone, Debug)]
+pub struct Named {
+    /// Its own name.
+    pub name: Arc<str>,
+    /// What the name that was used says about the texts (`e5:query`).
+    pub suffix: Option<String>,
+    /// Its front door.
+    pub embedder: Arc<Embedder>,
+}
+
+/// A model and where it is.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Whether the server was started with it.
+    pub is_needed: bool,
+    /// Where it is.
+    pub state: State,
+}
+
+/// A model's threads. They are watched until they have ended, also when the model is not served any more.
+#[derive(Debug)]
+struct Running {
+    id: u64,
+    name: Arc<str>,
+    heartbeats: Arc<Heartbeats>,
+    /// Nothing while somebody waits for their end.
+    workers: Option<Workers>,
+}
+
+/// The served models. See the module.
+#[derive(Debug)]
+pub struct Models {
+    entries: RwLock<Vec<Entry>>,
+    running: Mutex<Vec<Running>>,
+    next_id: AtomicU64,
+    /// To who loads models; nothing where those of the command line stay.
+    changes: RwLock<Option<UnboundedSender<(Slot, Spec)>>>,
+}
+
+/// Models that came while the server runs. There are no more of them at once than [`MOST`].
+pub type Added = UnboundedReceiver<(Slot, Spec)>;
 
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -255,31 +384,110 @@ impl Models {
 
     /// Models with their other names, all of them loading.
     pub fn with_aliases<'a>(names: impl IntoIterator<Item = (&'a str, &'a [String])>) -> Arc<Self> {
-        let entries = names
-            .into_iter()
-            .map(|(name, aliases)| Entry {
-                name: name.to_owned(),
-                aliases: aliases.to_vec(),
-                state: RwLock::new(State::Loading { step: "waiting for its turn".into() }),
-            })
-            .collect();
-        Arc::new(Self { entries, workers: Mutex::default(), heartbeats: RwLock::default() })
+        let entries = names.into_iter().zip(0..).map(|((name, aliases), id)| entry(id, name, aliases, true));
+        let entries: Vec<_> = entries.collect();
+        let next_id = AtomicU64::new(entries.len() as u64);
+        Arc::new(Self {
+            entries: RwLock::new(entries),
+            running: Mutex::default(),
+            next_id,
+            changes: RwLock::default(),
+        })
     }
 
-    /// Every model's name and state, in the order of the command line.
-    pub fn states(&self) -> Vec<(&str, State)> {
-        let state = |entry: &Entry| entry.state.read().unwrap_or_else(PoisonError::into_inner).clone();
-        self.entries.iter().map(|entry| (entry.name.as_str(), state(entry))).collect()
+    fn entries(&self) -> RwLockReadGuard<'_, Vec<Entry>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn names(&self) -> Vec<String> {
-        self.entries.iter().map(|entry| entry.name.clone()).collect()
+    fn entries_mut(&self) -> RwLockWriteGuard<'_, Vec<Entry>> {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes a model's state; unknown names are ignored.
-    pub fn set(&self, name: &str, state: State) {
-        if let Some(entry) = self.entries.iter().find(|entry| entry.name == name) {
-            *entry.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+    fn running(&self) -> MutexGuard<'_, Vec<Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every model and where it is: in the order of the command line, and then in that in which they came.
+    pub fn states(&self) -> Vec<Status> {
+        let status = |entry: &Entry| Status {
+            name: Arc::clone(&entry.name),
+            is_needed: entry.is_needed,
+            state: entry.state.clone(),
+        };
+        self.entries().iter().map(status).collect()
+    }
+
+    /// The place of the model of that name.
+    pub fn slot(&self, name: &str) -> Option<Slot> {
+        self.entries().iter().find(|entry| &*entry.name == name).map(|entry| entry.slot.clone())
+    }
+
+    fn name(&self, slot: &Slot) -> Option<Arc<str>> {
+        let entries = self.entries();
+        let entry = entries.iter().find(|entry| entry.slot.id == slot.id)?;
+        Some(Arc::clone(&entry.name))
+    }
+
+    /// Lets models come and go from now on; who loads them gets those that come.
+    pub fn allow_changes(&self) -> Added {
+        let (sender, added) = mpsc::unbounded_channel();
+        *self.changes.write().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        added
+    }
+
+    fn changes(&self) -> Result<UnboundedSender<(Slot, Spec)>, Error> {
+        self.changes.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(Error::Fixed)
+    }
+
+    /// One more model, which then loads. No other may answer to one of its names; its repository's name is one of them
+    /// where no other has it.
+    pub fn add(&self, mut spec: Spec) -> Result<(), Error> {
+        let changes = self.changes()?;
+        let mut entries = self.entries_mut();
+        let is_taken = |name: &str| entries.iter().any(|entry| entry.answers_to(name));
+        if let Some(name) = std::iter::once(&spec.name).chain(&spec.aliases).find(|name| is_taken(name)) {
+            return Err(Error::Taken { name: name.clone() });
+        }
+        spec.aliases.extend(spec.repository().filter(|name| !is_taken(name)));
+        if entries.len() >= MOST {
+            return Err(Error::TooMany);
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let added = entry(id, &spec.name, &spec.aliases, false);
+        // Under the lock, so that models are loaded in the order in which they are listed.
+        changes.send((added.slot.clone(), spec)).map_err(|_| Error::Stopping)?;
+        entries.push(added);
+        Ok(())
+    }
+
+    /// Serves a model no more: who asks from now on does not find it, what is in line is still embedded, and what
+    /// loads it lets go. Returns when its threads have ended, which may be a while.
+    pub fn remove(&self, name: &str) -> Result<(), Error> {
+        self.changes()?;
+        let mut entries = self.entries_mut();
+        let Some(place) = entries.iter().position(|entry| &*entry.name == name) else {
+            return Err(Error::Unknown { name: name.to_owned(), served: names(&entries) });
+        };
+        let Entry { slot, state, .. } = entries.remove(place);
+        drop(entries);
+        slot.unwanted.cancel();
+        if let State::Ready(embedder) = state {
+            embedder.close();
+        }
+        let find =
+            |running: &mut Vec<Running>| running.iter_mut().find(|it| it.id == slot.id)?.workers.take();
+        let workers = find(&mut self.running());
+        if let Some(workers) = workers {
+            workers.join();
+            self.running().retain(|it| it.id != slot.id);
+        }
+        Ok(())
+    }
+
+    /// Changes a model's state, if it is still wanted.
+    pub fn set(&self, slot: &Slot, state: State) {
+        if let Some(entry) = self.entries_mut().iter_mut().find(|entry| entry.slot.id == slot.id) {
+            entry.state = state;
         }
     }
 
@@ -288,51 +496,51 @@ impl Models {
     /// A model's own name and its aliases win over any reading of their parts. Otherwise
     /// `NAME:latest` is NAME, as Ollama's clients have it, and `NAME:query` and `NAME-query` are
     /// NAME with what it says about the texts.
-    pub fn get(&self, name: Option<&str>) -> Result<Named<'_>, Error> {
+    pub fn get(&self, name: Option<&str>) -> Result<Named, Error> {
+        let entries = self.entries();
+        let named = |entry: &Entry, suffix| {
+            Ok(Named { name: Arc::clone(&entry.name), suffix, embedder: entry.embedder()? })
+        };
         let Some(name) = name else {
-            let [only] = self.entries.as_slice() else {
-                return Err(Error::Unnamed { served: self.names() });
+            return match entries.as_slice() {
+                [only] => named(only, None),
+                [] => Err(Error::Empty),
+                _ => Err(Error::Unnamed { served: names(&entries) }),
             };
-            return Ok(Named { name: &only.name, suffix: None, embedder: only.embedder()? });
         };
-        let find = |wanted: &str| {
-            let mut entries = self.entries.iter();
-            entries.find(|entry| entry.name == wanted || entry.aliases.iter().any(|alias| alias == wanted))
-        };
+        let find = |wanted: &str| entries.iter().find(|entry| entry.answers_to(wanted));
         // The tag that some clients put behind any name (`e5-query:latest`).
         let untagged = name.strip_suffix(":latest").unwrap_or(name);
         if let Some(entry) = find(name).or_else(|| find(untagged)) {
-            return Ok(Named { name: &entry.name, suffix: None, embedder: entry.embedder()? });
+            return named(entry, None);
         }
         for (base, word) in [untagged.rsplit_once(':'), untagged.rsplit_once('-')].into_iter().flatten() {
             let Some(entry) = find(base) else { continue };
-            let embedder = entry.embedder()?;
-            if options::is_input_type(word, &embedder.about().offer.prompts) {
-                return Ok(Named { name: &entry.name, suffix: Some(word.to_owned()), embedder });
+            let named = named(entry, Some(word.to_owned()))?;
+            if options::is_input_type(word, &named.embedder.about().offer.prompts) {
+                return Ok(named);
             }
         }
-        Err(Error::Unknown { name: name.to_owned(), served: self.names() })
+        Err(Error::Unknown { name: name.to_owned(), served: names(&entries) })
     }
 
     /// What the watchdog has to say at `now`, a line for each model in trouble.
     pub fn stuck(&self, now: Instant, deadline: Duration) -> Vec<String> {
-        let heartbeats = self.heartbeats.read().unwrap_or_else(PoisonError::into_inner);
-        heartbeats
-            .iter()
-            .filter_map(|(name, beats)| beats.stuck(now, deadline).map(|why| format!("{name}: {why}")))
-            .collect()
+        let why = |it: &Running| it.heartbeats.stuck(now, deadline).map(|why| format!("{}: {why}", it.name));
+        self.running().iter().filter_map(why).collect()
     }
 
-    /// Takes a model into service: starts its workers and marks it ready.
+    /// Takes a model into service: starts its workers and marks it ready, if it is still wanted.
     pub fn serve(
         &self,
-        name: &str,
+        slot: &Slot,
         loaded: Loaded,
         settings: &Settings,
         pool: &Arc<Pool>,
         metrics: &Arc<Metrics>,
     ) -> Result<(), LoadError> {
         let Loaded { models, tokenizer, about } = loaded;
+        let Some(name) = self.name(slot) else { return Ok(()) };
         let threads = match (about.plan.device, about.plan.implementation) {
             (Device::Cuda(..), _) => Threads { workers: settings.forwards_on_gpu, per_worker: 1 },
             // Its forwards have one thread each: as many forwards, instead, as threads were asked for.
@@ -357,19 +565,14 @@ impl Models {
         });
         let rate = Arc::new(Rate::default());
         let on_batch: OnBatch = {
-            let (rate, metrics, name) = (Arc::clone(&rate), Arc::clone(metrics), name.to_owned());
+            let (rate, metrics, name) = (Arc::clone(&rate), Arc::clone(metrics), Arc::clone(&name));
             Arc::new(move |report| {
                 rate.record(&report);
                 metrics.batch(&name, &report);
             })
         };
         let count = threads.workers * models.len();
-        let workers = Workers::start(name, models, about.dimensions, &queue, threads, &on_batch)?;
-        self.heartbeats
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((name.to_owned(), workers.heartbeats()));
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner).push(workers);
+        let workers = Workers::start(&name, models, about.dimensions, &queue, threads, &on_batch)?;
         let embedder = Embedder::new(Parts {
             about,
             tokenizer,
@@ -379,20 +582,44 @@ impl Models {
             rate,
             workers: count,
         });
-        self.set(name, State::Ready(Arc::new(embedder)));
+        let mut entries = self.entries_mut();
+        let Some(entry) = entries.iter_mut().find(|entry| entry.slot.id == slot.id) else {
+            // Removed meanwhile. Nothing is in line: the threads end at once.
+            drop(entries);
+            embedder.close();
+            workers.join();
+            return Ok(());
+        };
+        let heartbeats = workers.heartbeats();
+        self.running().push(Running { id: slot.id, name, heartbeats, workers: Some(workers) });
+        entry.state = State::Ready(Arc::new(embedder));
         Ok(())
     }
 
     /// Takes no new texts and waits until what is in line was embedded.
     pub fn stop(&self) {
-        for (_, state) in self.states() {
+        for Status { state, .. } in self.states() {
             if let State::Ready(embedder) = state {
                 embedder.close();
             }
         }
-        let workers = std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
+        let workers: Vec<_> = self.running().iter_mut().filter_map(|it| it.workers.take()).collect();
         workers.into_iter().for_each(Workers::join);
     }
+}
+
+fn entry(id: u64, name: &str, aliases: &[String], is_needed: bool) -> Entry {
+    Entry {
+        slot: Slot { id, unwanted: CancellationToken::new() },
+        name: name.into(),
+        aliases: aliases.to_vec(),
+        is_needed,
+        state: State::Loading { step: "waiting for its turn".into() },
+    }
+}
+
+fn names(entries: &[Entry]) -> Vec<String> {
+    entries.iter().map(|entry| entry.name.to_string()).collect()
 }
 
 /// Fewer tokens than this are not worth a second worker: waking it costs as much

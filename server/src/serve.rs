@@ -23,10 +23,11 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{DefaultModel, Serve, Sources};
 use crate::fetch::{self, Fetched, Log, Progress, Source};
 use crate::kernels::cpu::Cpu;
+use crate::memory;
 use crate::metrics::Metrics;
 use crate::model::weights::Weights;
 use crate::model::{self, Directory};
-use crate::models::{self, LoadError, Models, Origin, Settings, Spec, State, one_line};
+use crate::models::{self, Added, LoadError, Models, Origin, Settings, Slot, Spec, State, one_line};
 use crate::tokenize::Pool;
 use crate::worker::panic_line;
 use crate::{accept, http, shutdown};
@@ -90,6 +91,7 @@ async fn serve(config: Serve) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new());
     let names = config.models.iter().map(|spec| (spec.name.as_str(), spec.aliases.as_slice()));
     let models = Models::with_aliases(names);
+    let added = config.allow_model_changes.then(|| models.allow_changes());
     let shared = http::Shared::new(Arc::clone(&models), Arc::clone(&metrics), config.http);
     tracing::info!(
         %address,
@@ -114,7 +116,7 @@ async fn serve(config: Serve) -> anyhow::Result<()> {
     std::thread::Builder::new()
         .name("load".into())
         .spawn(move || {
-            if let Err(error) = loader.load_all(config.models) {
+            if let Err(error) = loader.run(config.models, added) {
                 drop(fatal.send(error));
             }
             drop(loading);
@@ -166,87 +168,127 @@ struct Loader {
     stop: CancellationToken,
 }
 
+/// A model to be loaded.
+struct Task {
+    slot: Slot,
+    spec: Spec,
+    /// Whether the server was started with it.
+    is_needed: bool,
+}
+
 /// Why one model is not in service.
 enum Trouble {
-    /// Its directory, given by the user, cannot be served.
+    /// Its directory, given by the user who started the server, cannot be served.
     Fatal(anyhow::Error),
     /// It could not be fetched; later it may be.
     Passing(String),
     /// What was fetched cannot be served.
     Lasting(String),
+    /// It was unloaded meanwhile.
+    Unwanted,
     /// The server stops.
     Stopping,
 }
 
 impl Loader {
-    /// Takes all models into service; those that cannot be fetched are tried again
-    /// until they can, or the server stops. An error ends the process.
-    fn load_all(&self, mut specs: Vec<Spec>) -> anyhow::Result<()> {
+    /// Takes models into service, those of the command line and then those that are added. Those that cannot be
+    /// fetched are tried again until they can, or the server stops. An error ends the process.
+    fn run(&self, specs: Vec<Spec>, mut added: Option<Added>) -> anyhow::Result<()> {
         // One operator at a time, on all CPUs: weights are laid out here.
         model::set_operator_threads(self.settings.threads.workers * self.settings.threads.per_worker);
+        let needed = |spec: Spec| {
+            let slot = self.models.slot(&spec.name)?;
+            Some(Task { slot, spec, is_needed: true })
+        };
+        let mut tasks: Vec<_> = specs.into_iter().filter_map(needed).collect();
         loop {
             let mut again = Vec::new();
-            for spec in specs {
-                match self.load(&spec) {
-                    Ok(()) => {}
+            for task in tasks {
+                let name = &task.spec.name;
+                match self.load(&task) {
+                    Ok(()) | Err(Trouble::Unwanted) => {}
                     Err(Trouble::Stopping) => return Ok(()),
                     Err(Trouble::Fatal(error)) => return Err(error),
                     Err(Trouble::Lasting(why)) => {
-                        tracing::error!(model = spec.name, why, "cannot be served");
-                        self.models.set(&spec.name, State::Failed { why });
+                        tracing::error!(model = name, why, "cannot be served");
+                        self.models.set(&task.slot, State::Failed { why });
                     }
                     Err(Trouble::Passing(why)) => {
-                        tracing::error!(
-                            model = spec.name,
-                            why,
-                            retry_in_s = RETRY_FETCH.as_secs(),
-                            "cannot be fetched"
-                        );
-                        self.models.set(&spec.name, State::Failed { why });
-                        again.push(spec);
+                        let retry_in_s = RETRY_FETCH.as_secs();
+                        tracing::error!(model = name, why, retry_in_s, "cannot be fetched");
+                        self.models.set(&task.slot, State::Failed { why });
+                        again.push(task);
                     }
                 }
             }
-            if again.is_empty() {
-                return Ok(());
+            if let Some((resident, limit)) = memory::resident().zip(memory::limit()) {
+                tracing::info!(resident_mib = resident >> 20, limit_mib = limit >> 20, "memory");
             }
-            // The timer is made inside of the runtime, of which this thread is not.
-            let pause = async { tokio::time::sleep(RETRY_FETCH).await };
-            if self.runtime.block_on(self.stop.run_until_cancelled(pause)).is_none() {
-                return Ok(());
-            }
-            specs = again;
+            let Some(next) = self.next(again, added.as_mut()) else { return Ok(()) };
+            tasks = next;
         }
     }
 
-    fn load(&self, spec: &Spec) -> Result<(), Trouble> {
-        let name = spec.name.as_str();
-        if self.stop.is_cancelled() {
-            return Err(Trouble::Stopping);
+    /// Waits for a model that is added, or until those are to be tried `again`. Nothing: there is no more to do.
+    fn next(&self, again: Vec<Task>, added: Option<&mut Added>) -> Option<Vec<Task>> {
+        if again.is_empty() && added.is_none() {
+            return None;
         }
-        match &spec.origin {
-            Origin::Directory(path) => self
-                .take_into_service(spec, path, path.display().to_string())
-                .map_err(|why| Trouble::Fatal(anyhow::anyhow!("model {name}: {why}"))),
+        let more = async {
+            match added {
+                Some(added) => added.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        // The timer is made inside of the runtime, of which this thread is not.
+        let more = async {
+            tokio::select! {
+                more = more => more.map(|(slot, spec)| vec![Task { slot, spec, is_needed: false }]),
+                () = tokio::time::sleep(RETRY_FETCH), if !again.is_empty() => Some(Vec::new()),
+            }
+        };
+        let more = self.runtime.block_on(self.stop.run_until_cancelled(more))??;
+        Some(more.into_iter().chain(again).collect())
+    }
+
+    fn load(&self, task: &Task) -> Result<(), Trouble> {
+        let name = task.spec.name.as_str();
+        match &task.spec.origin {
+            Origin::Directory(path) => {
+                self.while_wanted(task, std::future::ready(()))?;
+                let taken = self.take_into_service(task, path, path.display().to_string());
+                taken.map_err(|why| {
+                    if task.is_needed {
+                        Trouble::Fatal(anyhow::anyhow!("model {name}: {why}"))
+                    } else {
+                        Trouble::Lasting(why)
+                    }
+                })
+            }
             Origin::Repository(source) => {
-                let fetched = self.fetch(name, source)?;
+                let fetched = self.fetch(task, source)?;
                 let origin = format!("{}@{}", fetched.repo, fetched.commit);
-                self.take_into_service(spec, &fetched.directory, origin).map_err(Trouble::Lasting)
+                self.take_into_service(task, &fetched.directory, origin).map_err(Trouble::Lasting)
             }
         }
     }
 
-    fn fetch(&self, name: &str, source: &Source) -> Result<Fetched, Trouble> {
-        let models = &self.models;
-        let step = |step: String| models.set(name, State::Loading { step });
+    /// Does something, unless the model is unloaded or the server stops first.
+    fn while_wanted<T>(&self, task: &Task, future: impl Future<Output = T>) -> Result<T, Trouble> {
+        let wanted =
+            async { task.slot.unwanted().run_until_cancelled(future).await.ok_or(Trouble::Unwanted) };
+        self.runtime.block_on(self.stop.run_until_cancelled(wanted)).ok_or(Trouble::Stopping)?
+    }
+
+    fn fetch(&self, task: &Task, source: &Source) -> Result<Fetched, Trouble> {
+        let step = |step: String| self.models.set(&task.slot, State::Loading { step });
         step("looking for it in the cache".into());
         let manifest = DefaultModel::manifest(source);
         let passing = |error: fetch::Error| Trouble::Passing(one_line(&error));
         let mut progress = Steps { set: &step, total: 0, files: 0, log: Log::default() };
         let Some(hub) = &self.sources.hub else {
             let finding = fetch::fetch_offline(&self.sources.cache, source, manifest.as_ref(), &mut progress);
-            let found = self.runtime.block_on(self.stop.run_until_cancelled(finding));
-            return found.ok_or(Trouble::Stopping)?.map_err(passing)?.ok_or_else(|| {
+            return self.while_wanted(task, finding)?.map_err(passing)?.ok_or_else(|| {
                 Trouble::Passing(format!(
                     "{}@{} is not in the cache {}, and --offline (HF_HUB_OFFLINE) forbids to fetch it",
                     source.repo,
@@ -256,33 +298,32 @@ impl Loader {
             });
         };
         let fetching = fetch::fetch(&self.sources.cache, source, hub, manifest.as_ref(), &mut progress);
-        let fetched =
-            self.runtime.block_on(self.stop.run_until_cancelled(fetching)).ok_or(Trouble::Stopping)?;
-        fetched.map_err(
-            |error| if error.is_lasting() { Trouble::Lasting(one_line(&error)) } else { passing(error) },
-        )
+        self.while_wanted(task, fetching)?.map_err(|error| {
+            if error.is_lasting() { Trouble::Lasting(one_line(&error)) } else { passing(error) }
+        })
     }
 
     /// Loads and starts a model; why not, on one line, where that fails. A panic in a
     /// library is such a failure: it must not leave the model loading for ever.
-    fn take_into_service(&self, spec: &Spec, path: &Path, origin: String) -> Result<(), String> {
+    fn take_into_service(&self, task: &Task, path: &Path, origin: String) -> Result<(), String> {
         // A model that is half loaded is dropped and never looked at again.
-        match catch_unwind(AssertUnwindSafe(|| self.start(spec, path, origin))) {
+        match catch_unwind(AssertUnwindSafe(|| self.start(task, path, origin))) {
             Ok(result) => result.map_err(|error| one_line(&error)),
             Err(panic) => Err(format!("{}: loading it failed: {}", path.display(), panic_line(&*panic))),
         }
     }
 
-    fn start(&self, spec: &Spec, path: &Path, origin: String) -> Result<(), LoadError> {
-        let name = spec.name.as_str();
-        self.models.set(name, State::Loading { step: "reading its files".into() });
-        let begun = Instant::now();
+    fn start(&self, task: &Task, path: &Path, origin: String) -> Result<(), LoadError> {
+        let Task { slot, spec, .. } = task;
+        self.models.set(slot, State::Loading { step: "reading its files".into() });
+        let (begun, before) = (Instant::now(), memory::private());
         let directory = Directory::read(path)?;
         let loaded = models::load(directory, origin, self.settings.preference, &spec.manner)?;
         let about = loaded.about.clone();
-        self.models.serve(name, loaded, &self.settings, &self.pool, &self.metrics)?;
+        self.models.serve(slot, loaded, &self.settings, &self.pool, &self.metrics)?;
+        let memory = memory::private().zip(before).map(|(now, before)| now.saturating_sub(before));
         tracing::info!(
-            model = name,
+            model = spec.name,
             source = about.source,
             architecture = about.architecture,
             dimensions = about.dimensions,
@@ -293,6 +334,7 @@ impl Loader {
             kernels = about.plan.kernels.map(tracing::field::display),
             device = %about.plan.device,
             space = %about.space(),
+            memory_mib = memory.map(|bytes| bytes >> 20),
             seconds = begun.elapsed().as_secs_f64(),
             "ready"
         );

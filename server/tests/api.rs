@@ -531,7 +531,7 @@ async fn health_is_unavailable_until_every_model_can_embed() {
         health().await,
         (503, json!({"status": "loading", "models": [], "loading": {"a": waiting, "b": waiting}}))
     );
-    models.set("b", State::Failed { why: "no network".into() });
+    models.set(&models.slot("b").unwrap(), State::Failed { why: "no network".into() });
     assert_eq!(
         health().await,
         (

@@ -103,7 +103,9 @@ fn server(limits: Limits) -> (Arc<Shared>, Gate) {
     };
     let (models, metrics) = (Models::new(["fake"]), Arc::new(Metrics::new()));
     let model = Loaded { models: vec![Box::new(gate.clone())], ..loaded(&Fake::new(4)) };
-    models.serve("fake", model, &settings, &Arc::new(Pool::new(2).unwrap()), &metrics).unwrap();
+    models
+        .serve(&models.slot("fake").unwrap(), model, &settings, &Arc::new(Pool::new(2).unwrap()), &metrics)
+        .unwrap();
     (Shared::new(models, metrics, http_settings()), gate)
 }
 

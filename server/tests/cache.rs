@@ -157,7 +157,13 @@ async fn models_share_nothing_but_their_space() {
         let Loaded { models: handles, tokenizer, mut about } = loaded(&Fake::new(4));
         about.offer.space = Base::of_test(space);
         models
-            .serve(name, Loaded { models: handles, tokenizer, about }, &settings(), &pool, &metrics)
+            .serve(
+                &models.slot(name).unwrap(),
+                Loaded { models: handles, tokenizer, about },
+                &settings(),
+                &pool,
+                &metrics,
+            )
             .unwrap();
     }
     let shared = Shared::new(models, metrics, http::Settings { cache_bytes: ROOM, ..http_settings() });

@@ -33,7 +33,15 @@ fn server_of(offer: Offer) -> Arc<Shared> {
     let Loaded { models: handles, tokenizer, mut about } = loaded(&Fake::new(4));
     about.offer = offer;
     let pool = Arc::new(Pool::new(2).unwrap());
-    models.serve("fake", Loaded { models: handles, tokenizer, about }, &settings(), &pool, &metrics).unwrap();
+    models
+        .serve(
+            &models.slot("fake").unwrap(),
+            Loaded { models: handles, tokenizer, about },
+            &settings(),
+            &pool,
+            &metrics,
+        )
+        .unwrap();
     Shared::new(models, metrics, http_settings())
 }
 

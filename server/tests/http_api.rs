@@ -128,8 +128,10 @@ fn every_example_is_answered_as_it_is_shown() {
     let (ranker, classifier) = (of("ranker", "one"), of("classifier", "several"));
     // Which the answer of `/models` tells: what `auto` chooses depends on the CPU.
     let default = Server::healthy(&["--offline", "--dtype", "float32", "--implementation", "packed"]);
+    let changeable = Server::healthy(&["--offline", "--allow-model-changes"]);
     for Example { method, path, body, status, content_type, answer } in examples() {
         let server = match path.as_str() {
+            "/models" if method == "POST" => &changeable,
             path if path.ends_with("/rerank") => &ranker,
             "/predict" => &classifier,
             _ => &default,

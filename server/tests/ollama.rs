@@ -33,7 +33,15 @@ fn server_of(kind: Kind, offer: Offer) -> Arc<Shared> {
     let Loaded { models: handles, tokenizer, mut about } = loaded(&Fake::new(4));
     (about.kind, about.offer) = (kind, offer);
     let pool = Arc::new(Pool::new(2).unwrap());
-    models.serve("e5", Loaded { models: handles, tokenizer, about }, &settings(), &pool, &metrics).unwrap();
+    models
+        .serve(
+            &models.slot("e5").unwrap(),
+            Loaded { models: handles, tokenizer, about },
+            &settings(),
+            &pool,
+            &metrics,
+        )
+        .unwrap();
     Shared::new(models, metrics, http_settings())
 }
 
@@ -185,7 +193,9 @@ async fn clients_that_look_first_find_models_and_the_version() {
             })
         );
     }
-    shared.models.set("e5", State::Loading { step: "reading its files".into() });
+    shared
+        .models
+        .set(&shared.models.slot("e5").unwrap(), State::Loading { step: "reading its files".into() });
     assert_eq!(get(&shared, "/api/tags").await, json!({"models": []}));
     let (head, error) = post(&shared, "/api/embed", &json!({"model": "e5", "input": []})).await;
     assert_eq!(head.status(), 503);

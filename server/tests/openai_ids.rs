@@ -28,7 +28,9 @@ fn server(token_ids: TokenIds) -> Arc<Shared> {
 fn server_with(tokenizer: Arc<dyn Encode>) -> Arc<Shared> {
     let (metrics, models) = (Arc::new(Metrics::new()), Models::new(["fake"]));
     let loaded = Loaded { tokenizer, ..loaded(&Fake::new(4)) };
-    models.serve("fake", loaded, &settings(), &Arc::new(Pool::new(2).unwrap()), &metrics).unwrap();
+    models
+        .serve(&models.slot("fake").unwrap(), loaded, &settings(), &Arc::new(Pool::new(2).unwrap()), &metrics)
+        .unwrap();
     Shared::new(models, metrics, http::Settings { token_ids: TokenIds::Model, ..http_settings() })
 }
 

@@ -54,7 +54,15 @@ impl Here {
     /// Takes a model into service.
     fn serve(&self, name: &str, loaded: Loaded) {
         let (models, metrics) = (&self.shared.models, &self.shared.metrics);
-        models.serve(name, loaded, &self.settings, &Arc::new(Pool::new(2).unwrap()), metrics).unwrap();
+        models
+            .serve(
+                &models.slot(name).unwrap(),
+                loaded,
+                &self.settings,
+                &Arc::new(Pool::new(2).unwrap()),
+                metrics,
+            )
+            .unwrap();
     }
 
     fn at(&self, path: &str) -> String {
@@ -100,7 +108,10 @@ fn the_start_page_lists_models_and_compares_texts_by_keyboard_alone() {
     let fakes = [("first", Fake::new(4)), ("second", Fake::new(4))];
     let here = Here::start(&["first", "second", "third", "judge"], &fakes, &settings());
     here.serve("judge", support::loaded_scoring(&["relevant"]));
-    here.shared.models.set("third", State::Loading { step: "fetching 9 files, 90 MB".into() });
+    here.shared.models.set(
+        &here.shared.models.slot("third").unwrap(),
+        State::Loading { step: "fetching 9 files, 90 MB".into() },
+    );
     let mut browser = Browser::start();
     browser.open(&here.at("/"), "document.querySelectorAll('#models tbody tr').length === 4");
     let listed = browser.text("#models");
@@ -143,7 +154,9 @@ fn the_start_page_lists_models_and_compares_texts_by_keyboard_alone() {
     assert_eq!(serde_json::from_str::<Value>(&body).unwrap(), asked);
 
     // The model that was not ready becomes so without anybody's doing.
-    here.shared.models.set("third", State::Failed { why: "no network".into() });
+    here.shared
+        .models
+        .set(&here.shared.models.slot("third").unwrap(), State::Failed { why: "no network".into() });
     browser.wait_for("document.querySelector('#models').innerText.includes('failed\\tno network')");
     assert_kept_to_itself(&browser, &here);
     for scheme in ["light", "dark"] {
@@ -199,7 +212,7 @@ fn the_start_page_shows_what_the_server_has_against_a_request() {
     let expected = "too many texts are waiting";
     assert!(message.contains(expected) && message.contains("(try again in 1 s)"), "{message}");
 
-    here.shared.models.set("slow", State::Failed { why: "lost".into() });
+    here.shared.models.set(&here.shared.models.slot("slow").unwrap(), State::Failed { why: "lost".into() });
     let message =
         compare(&mut browser, &["a", "b"], "document.querySelector('#error').innerText.includes('503')");
     assert!(message.contains("model \"slow\" failed to load: lost"), "{message}");

@@ -170,7 +170,9 @@ fn in_service(name: &str, plan: Plan) -> (Arc<Models>, Arc<Metrics>) {
     let directory = Directory::read(&minilm()).unwrap();
     let loaded = models::load(directory, "test".into(), settings.preference, &Manner::default()).unwrap();
     assert_eq!(loaded.about.plan, plan);
-    models.serve(name, loaded, &settings, &Arc::new(Pool::new(2).unwrap()), &metrics).unwrap();
+    models
+        .serve(&models.slot(name).unwrap(), loaded, &settings, &Arc::new(Pool::new(2).unwrap()), &metrics)
+        .unwrap();
     (models, metrics)
 }
 

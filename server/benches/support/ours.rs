@@ -62,7 +62,13 @@ impl Ours {
         let tokenizer = Arc::clone(&loaded.tokenizer);
         let models = Models::new([ID]);
         let pool = Arc::new(Pool::new(cpus)?);
-        models.serve(ID, loaded, &settings, &pool, &Arc::new(Metrics::new()))?;
+        models.serve(
+            &models.slot(ID).context("just made")?,
+            loaded,
+            &settings,
+            &pool,
+            &Arc::new(Metrics::new()),
+        )?;
         let embedder = models.get(Some(ID))?.embedder;
         let name = format!(
             "{} {} ({} × {})",

@@ -50,9 +50,9 @@ impl Call {
 
 /// Its vectors.
 #[derive(Debug)]
-pub(super) struct Answer<'a> {
+pub(super) struct Answer {
     /// The model's own name.
-    pub(super) name: &'a str,
+    pub(super) name: Arc<str>,
     /// The vectors, and what became of the texts.
     pub(super) embedded: Embedded,
     /// What the options came to.
@@ -61,7 +61,7 @@ pub(super) struct Answer<'a> {
     pub(super) cached: Option<Outcome>,
 }
 
-impl Answer<'_> {
+impl Answer {
     /// How many numbers its vectors have, all together.
     pub(super) fn numbers(&self) -> usize {
         self.embedded.vectors.len() * self.decided.dimensions
@@ -103,12 +103,12 @@ pub(super) fn caller(head: &Parts) -> Result<Caller, ApiError> {
 }
 
 /// The model that is meant, and all that is said of what is wanted of it.
-pub(super) fn find<'a>(
-    shared: &'a Shared,
+pub(super) fn find(
+    shared: &Shared,
     head: &Parts,
     model: Option<&str>,
     mut options: Options,
-) -> Result<(&'a str, Arc<Embedder>, Options), ApiError> {
+) -> Result<(Arc<str>, Arc<Embedder>, Options), ApiError> {
     let named = shared.models.get(model)?;
     options.suffix = named.suffix;
     if let Some(expected) = head.headers.get(EXPECTED_SPACE) {
@@ -123,33 +123,33 @@ pub(super) fn find<'a>(
 }
 
 /// The model and what is to be done, before any work is.
-pub(super) fn decide<'a>(
-    shared: &'a Shared,
+pub(super) fn decide(
+    shared: &Shared,
     head: &Parts,
     model: Option<&str>,
     options: Options,
-) -> Result<(&'a str, Arc<Embedder>, Decided), ApiError> {
+) -> Result<(Arc<str>, Arc<Embedder>, Decided), ApiError> {
     let (name, embedder, options) = find(shared, head, model, options)?;
     let decided = embedder.decide(&options)?;
     Ok((name, embedder, decided))
 }
 
 /// Embeds and counts.
-pub(super) async fn embed<'a>(shared: &'a Shared, head: &Parts, call: Call) -> Result<Answer<'a>, ApiError> {
+pub(super) async fn embed(shared: &Shared, head: &Parts, call: Call) -> Result<Answer, ApiError> {
     let (name, front_door, decided) = decide(shared, head, call.model.as_deref(), call.options)?;
     let caller = caller(head)?;
     let Some(cache) = &shared.cache else {
         let result = front_door.embed(call.inputs, &decided, caller).await;
-        let embedded = result.inspect_err(|error| count_refusal(shared, name, error))?;
-        shared.metrics.embedded(name, &embedded.texts);
+        let embedded = result.inspect_err(|error| count_refusal(shared, &name, error))?;
+        shared.metrics.embedded(&name, &embedded.texts);
         return Ok(Answer { name, embedded, decided, cached: None });
     };
     let result = cache.embed(&front_door, call.inputs, &decided, caller).await;
-    let found = result.inspect_err(|error| count_refusal(shared, name, error))?;
+    let found = result.inspect_err(|error| count_refusal(shared, &name, error))?;
     let cached = Some(found.outcome());
     let Found { embedded, computed, hits } = found;
-    shared.metrics.embedded(name, &computed);
-    shared.metrics.looked_up(name, hits, embedded.texts.len() - hits);
+    shared.metrics.embedded(&name, &computed);
+    shared.metrics.looked_up(&name, hits, embedded.texts.len() - hits);
     Ok(Answer { name, embedded, decided, cached })
 }
 

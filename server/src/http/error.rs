@@ -186,6 +186,12 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message)
     }
 
+    /// 403: not for scripts of web pages.
+    pub(super) fn not_for_browsers() -> Self {
+        let message = "web pages may not load and unload models: send the request without an Origin";
+        Self::new(StatusCode::FORBIDDEN, "not_for_browsers", message)
+    }
+
     /// 404: no such model, in the words of an API.
     pub(super) fn model_not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "model_not_found", message).param("model")
@@ -331,6 +337,13 @@ impl From<models::Error> for ApiError {
             models::Error::Failed { .. } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "model_failed", message)
             }
+            models::Error::Empty => Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_model", message),
+            models::Error::Fixed => Self::new(StatusCode::FORBIDDEN, "models_are_fixed", message),
+            models::Error::Taken { .. } => {
+                Self::new(StatusCode::CONFLICT, "model_exists", message).param("load")
+            }
+            models::Error::TooMany => Self::new(StatusCode::CONFLICT, "too_many_models", message),
+            models::Error::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", message),
         }
     }
 }
@@ -389,7 +402,7 @@ impl From<embedder::Error> for ApiError {
             embedder::Error::NotTold(_) => Self::new(StatusCode::BAD_REQUEST, "invalid_field", message),
             embedder::Error::Tokenize(_) => Self::internal(message),
             embedder::Error::Text { source: worker::Error::Stopping, .. } | embedder::Error::Stopping => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the server is stopping")
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", embedder::Error::Stopping.to_string())
             }
             embedder::Error::Text { source: worker::Error::TooLarge { .. }, .. } => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "text_too_large", error.to_string())

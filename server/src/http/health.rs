@@ -1,7 +1,8 @@
 //! `/health`, `/livez` and `/metrics`.
 //!
-//! - `/health` promises that every model can embed now: each has embedded once since
-//!   it was loaded. It does not promise that a request will be admitted: a full line
+//! - `/health` promises that every model that the server was started with can embed now, and
+//!   one at least: each has embedded once since it was loaded. A model that is loaded later
+//!   takes nothing out of service while it loads. It does not promise that a request will be admitted: a full line
 //!   is answered with 429, and is no reason to take the server out of service.
 //! - `/livez` promises that no forward has been running for longer than its
 //!   deadline. It does not look at models that load or fail to: a restart would not
@@ -21,12 +22,13 @@ use utoipa::ToSchema;
 use super::SharedState;
 use super::error::ApiError;
 use super::refusals::{AnyErrors, Own};
-use crate::models::State as ModelState;
+use crate::metrics::ModelStatus;
+use crate::models::{State as ModelState, Status};
 
 /// Whether every model can embed.
 #[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub(super) struct Health {
-    /// `healthy`, `loading`, `failed` or `stopping`.
+    /// `healthy`, `loading`, `failed`, `stopping`, or `empty` where every model was unloaded.
     status: &'static str,
     /// The models that can embed.
     models: Vec<String>,
@@ -40,37 +42,48 @@ pub(super) struct Health {
     failed: BTreeMap<String, String>,
 }
 
-fn judge<'a>(states: impl IntoIterator<Item = (&'a str, ModelState)>, stopping: bool) -> Health {
+fn judge(states: impl IntoIterator<Item = Status>, stopping: bool) -> Health {
     let mut health =
         Health { status: "", models: Vec::new(), loading: BTreeMap::new(), failed: BTreeMap::new() };
-    for (name, state) in states {
+    let (mut loading, mut failed) = (false, false);
+    for Status { name, is_needed, state } in states {
+        let name = name.to_string();
         match state {
-            ModelState::Ready(_) => health.models.push(name.to_owned()),
-            ModelState::Loading { step } => drop(health.loading.insert(name.to_owned(), step)),
-            ModelState::Failed { why } => drop(health.failed.insert(name.to_owned(), why)),
+            ModelState::Ready(_) => health.models.push(name),
+            ModelState::Loading { step } => {
+                loading |= is_needed;
+                health.loading.insert(name, step);
+            }
+            ModelState::Failed { why } => {
+                failed |= is_needed;
+                health.failed.insert(name, why);
+            }
         }
     }
+    let none = health.models.is_empty();
     health.status = if stopping {
         "stopping"
-    } else if !health.failed.is_empty() {
+    } else if failed || none && !health.failed.is_empty() {
         "failed"
-    } else if !health.loading.is_empty() {
+    } else if loading || none && !health.loading.is_empty() {
         "loading"
+    } else if none {
+        "empty"
     } else {
         "healthy"
     };
     health
 }
 
-/// Whether every model can embed; if not, which cannot, and why.
+/// Whether every model that the server was started with can embed; of all, which cannot, and why.
 #[utoipa::path(
     get,
     path = "/health",
     tag = "Operations",
     responses(
         AnyErrors<Own>,
-        (status = 200, description = "every model can embed", body = Health),
-        (status = 503, description = "a model loads or failed to, or the server stops", body = Health),
+        (status = 200, description = "every model that the server was started with can embed, and one at least", body = Health),
+        (status = 503, description = "a model loads or failed to, none is left, or the server stops", body = Health),
     ),
 )]
 pub(super) async fn health(State(shared): SharedState) -> Response {
@@ -124,12 +137,12 @@ const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-
     ),
 )]
 pub(super) async fn metrics(State(shared): SharedState) -> Result<Response, ApiError> {
-    for (name, state) in shared.models.states() {
-        match state {
-            ModelState::Ready(embedder) => shared.metrics.model(name, true, embedder.waiting_by_lane()),
-            _ => shared.metrics.model(name, false, [(0, 0); 2]),
-        }
-    }
+    let states = shared.models.states();
+    let models = states.iter().map(|Status { name, state, .. }| match state {
+        ModelState::Ready(embedder) => ModelStatus { name, ready: true, waiting: embedder.waiting_by_lane() },
+        _ => ModelStatus { name, ready: false, waiting: [(0, 0); 2] },
+    });
+    shared.metrics.models(&models.collect::<Vec<_>>());
     if let Some(cache) = &shared.cache {
         shared.metrics.cache(cache.entries(), cache.bytes());
     }
@@ -146,19 +159,25 @@ mod tests {
 
     #[test]
     fn the_worst_state_decides_and_is_explained() {
-        let loading = || ModelState::Loading { step: "fetching".into() };
-        let failed = || ModelState::Failed { why: "no network".into() };
-        let table: [(&[(&str, ModelState)], bool, &str); 5] = [
-            (&[], false, "healthy"),
-            (&[("a", loading())], false, "loading"),
-            (&[("a", failed())], false, "failed"),
-            (&[("a", loading()), ("b", failed())], false, "failed"),
-            (&[("a", loading())], true, "stopping"),
-        ];
-        for (states, stopping, expected) in table {
-            let health = judge(states.iter().cloned(), stopping);
+        let status = |name: &str, is_needed, state| Status { name: name.into(), is_needed, state };
+        let loading =
+            |name, is_needed| status(name, is_needed, ModelState::Loading { step: "fetching".into() });
+        let failed =
+            |name, is_needed| status(name, is_needed, ModelState::Failed { why: "no network".into() });
+        for (states, stopping, expected) in [
+            (vec![], false, "empty"),
+            (vec![loading("a", true)], false, "loading"),
+            (vec![failed("a", true)], false, "failed"),
+            (vec![loading("a", true), failed("b", true)], false, "failed"),
+            (vec![loading("a", true), failed("b", false)], false, "failed"),
+            (vec![loading("a", false)], false, "loading"),
+            (vec![failed("a", false)], false, "failed"),
+            (vec![loading("a", true)], true, "stopping"),
+        ] {
+            let count = states.len();
+            let health = judge(states, stopping);
             assert_eq!(health.status, expected);
-            assert_eq!(health.loading.len() + health.failed.len(), states.len());
+            assert_eq!(health.loading.len() + health.failed.len(), count);
         }
     }
 }

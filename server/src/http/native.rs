@@ -280,7 +280,7 @@ async fn answer(shared: &Arc<Shared>, head: &Parts, request: EmbedRequest) -> Re
         texts.filter(|(_, text)| is(text)).map(|(place, _)| place).collect()
     };
     let body = EmbedResponse {
-        model: name,
+        model: &name,
         dimensions: decided.dimensions,
         space: decided.space.to_string(),
         prompt_name: decided.prompt_name,

@@ -24,7 +24,7 @@ use super::refusals::{AnyErrors, BodyErrors, Ollama, VectorErrors};
 use super::truncate::Truncate;
 use super::{Shared, SharedState, json};
 use crate::embedder::Embedder;
-use crate::models::{self, Named, State as ModelState};
+use crate::models::{self, Named, State as ModelState, Status};
 use crate::options::{self, Options};
 use crate::scores::Kind;
 use crate::space;
@@ -227,7 +227,7 @@ impl Tag {
 }
 
 /// The model; an unknown one is told as Ollama's clients know it.
-fn find<'a>(shared: &'a Shared, model: Option<&str>) -> Result<Named<'a>, ApiError> {
+fn find(shared: &Shared, model: Option<&str>) -> Result<Named, ApiError> {
     shared.models.get(model).map_err(|error| match &error {
         models::Error::Unknown { name, served } => ApiError::model_not_found(format!(
             "model \"{name}\" not found; this server cannot pull models, it serves {}",
@@ -260,7 +260,7 @@ pub(super) async fn embed_texts(State(shared): SharedState, request: Request) ->
     let model = named(body.model);
     let found = find(&shared, model.as_deref())?;
     let load_duration = nanoseconds(begun.elapsed());
-    let name = model.clone().unwrap_or_else(|| found.name.to_owned());
+    let name = model.clone().unwrap_or_else(|| found.name.to_string());
     let texts = body.input.map_or_else(Vec::new, |Input(texts)| texts);
     let options = Options {
         overflow: body.truncate.map(|Truncate(overflow)| overflow),
@@ -327,8 +327,8 @@ fn embeds(embedder: &Embedder) -> bool {
     responses((status = 200, description = "the models", body = Tags), AnyErrors<Ollama>),
 )]
 pub(super) async fn tags(State(shared): SharedState) -> Response {
-    let ready = shared.models.states().into_iter().filter_map(|(name, state)| match state {
-        ModelState::Ready(embedder) if embeds(&embedder) => Some(Tag::new(name, &embedder)),
+    let ready = shared.models.states().into_iter().filter_map(|Status { name, state, .. }| match state {
+        ModelState::Ready(embedder) if embeds(&embedder) => Some(Tag::new(&name, &embedder)),
         _ => None,
     });
     Json(Tags { models: ready.collect() }).into_response()

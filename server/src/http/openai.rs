@@ -21,7 +21,7 @@ use super::refusals::{AnyErrors, ModelErrors, OpenAi, VectorErrors};
 use super::representation::Written;
 use super::{Shared, SharedState, json};
 use crate::embedder::Embedder;
-use crate::models::State as ModelState;
+use crate::models::{State as ModelState, Status};
 use crate::token_ids::{TokenIds, decode_by_model};
 use input::Input;
 pub(super) use request::EmbedRequest;
@@ -93,7 +93,7 @@ pub(super) async fn answer(shared: &Shared, head: &Parts, body: EmbedRequest) ->
     let rows = answer.embedded.vectors.into_iter().enumerate();
     let data =
         rows.map(|(index, vector)| Row { object: "embedding", index, embedding: writing.write(vector) });
-    let body = EmbedResponse { object: "list", data: data.collect(), model: answer.name, usage };
+    let body = EmbedResponse { object: "list", data: data.collect(), model: &answer.name, usage };
     Ok(json::answer(headers, numbers, body))
 }
 
@@ -164,8 +164,8 @@ impl Model {
     responses((status = 200, description = "the models", body = ModelList), AnyErrors<OpenAi>),
 )]
 pub(super) async fn models(State(shared): SharedState) -> Response {
-    let ready = shared.models.states().into_iter().filter_map(|(name, state)| match state {
-        ModelState::Ready(embedder) => Some(Model::new(name, &embedder)),
+    let ready = shared.models.states().into_iter().filter_map(|Status { name, state, .. }| match state {
+        ModelState::Ready(embedder) => Some(Model::new(&name, &embedder)),
         _ => None,
     });
     Json(ModelList { object: "list", data: ready.collect() }).into_response()
@@ -190,5 +190,5 @@ pub(super) async fn model(
         ApiError::bad_request("invalid_utf8", "the model's id in the path is not valid UTF-8")
     })?;
     let named = shared.models.get(Some(&id))?;
-    Ok(Json(Model::new(named.name, &named.embedder)).into_response())
+    Ok(Json(Model::new(&named.name, &named.embedder)).into_response())
 }

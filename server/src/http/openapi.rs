@@ -52,6 +52,7 @@ use crate::batcher::Lane;
         tei::ping,
         tei::about_model,
         models::list,
+        models::change,
         openai::models,
         openai::model,
         ollama::tags,

@@ -62,6 +62,8 @@ pub(super) struct AnyErrors<A>(PhantomData<A>);
 pub(super) struct ModelErrors<A>(PhantomData<A>);
 /// What refuses a request with a body that names a model, and wants no vectors.
 pub(super) struct BodyErrors<A>(PhantomData<A>);
+/// What refuses a request for another model to be served.
+pub(super) struct ChangeErrors<A>(PhantomData<A>);
 /// What refuses a request without a body for vectors.
 pub(super) struct QueryErrors<A>(PhantomData<A>);
 /// What refuses a request with a body for vectors, or for what is made of them.
@@ -82,6 +84,12 @@ impl<A: Api> IntoResponses for ModelErrors<A> {
 impl<A: Api> IntoResponses for BodyErrors<A> {
     fn responses() -> Responses {
         responses::<A>([any(), model(), body(), nothing::<A>()])
+    }
+}
+
+impl<A: Api> IntoResponses for ChangeErrors<A> {
+    fn responses() -> Responses {
+        responses::<A>([any(), change(), received(), texts()])
     }
 }
 
@@ -109,6 +117,9 @@ fn any() -> Vec<Refusal> {
     ]
 }
 
+const WRONG_FIELD: &str = "a field is missing, unknown, empty or of the wrong type";
+const NOT_UTF8: &str = "what was sent is not UTF-8";
+const UNKNOWN: &str = "no model has this name";
 const OVERLOADED: &str = "too many texts wait, or too many requests are under way";
 
 fn model() -> Vec<Refusal> {
@@ -118,21 +129,44 @@ fn model() -> Vec<Refusal> {
     let loading = models::Error::Loading { name: name.clone(), step: String::new() };
     let failed = models::Error::Failed { name, why: String::new() };
     vec![
-        (ApiError::bad_field("", ""), "a field is missing, unknown, empty or of the wrong type"),
-        (ApiError::bad_request("invalid_utf8", ""), "what was sent is not UTF-8"),
+        (ApiError::bad_field("", ""), WRONG_FIELD),
+        (ApiError::bad_request("invalid_utf8", ""), NOT_UTF8),
         (unnamed.into(), "several models are served, and the request names none"),
-        (unknown.into(), "no model has this name"),
+        (unknown.into(), UNKNOWN),
         (loading.into(), "the model is not ready yet"),
         (failed.into(), "the model could not be loaded"),
+        (models::Error::Empty.into(), "every model was unloaded"),
         (ApiError::no_such_kind(""), "the model is of a kind that does not do this"),
     ]
 }
 
+fn change() -> Vec<Refusal> {
+    let unknown = models::Error::Unknown { name: String::new(), served: Vec::new() };
+    vec![
+        (ApiError::bad_field("", ""), WRONG_FIELD),
+        (ApiError::bad_request("invalid_utf8", ""), NOT_UTF8),
+        (models::Error::Fixed.into(), "the server was started without `--allow-model-changes`"),
+        (ApiError::not_for_browsers(), "the request has an `Origin`"),
+        (unknown.into(), UNKNOWN),
+        (
+            models::Error::Taken { name: String::new() }.into(),
+            "another model answers to the name, or to an alias",
+        ),
+        (models::Error::TooMany.into(), "there are as many models as there may be"),
+        (models::Error::Stopping.into(), "the server is stopping"),
+    ]
+}
+
 fn body() -> Vec<Refusal> {
+    let mut body = received();
+    body.push((ApiError::too_many_requests(0), OVERLOADED));
+    body
+}
+
+fn received() -> Vec<Refusal> {
     vec![
         (ApiError::bad_request("invalid_json", ""), "the body is not JSON"),
         (ApiError::bad_request("unreadable_body", ""), "the connection broke off inside the body"),
-        (ApiError::too_many_requests(0), OVERLOADED),
         (ApiError::body_timeout(0), "nothing of the body arrived for 60 s"),
         (ApiError::body_too_large(0), "the body is larger than `--max-body-bytes`"),
         (ApiError::unsupported_media_type(""), "the content type is not JSON"),
@@ -159,7 +193,7 @@ fn vectors() -> Vec<Refusal> {
         (overloaded.into(), OVERLOADED),
         (too_large.into(), "a text alone is more than the GPU has memory for"),
         (forward.into(), "the model failed on a text"),
-        (embedder::Error::Stopping.into(), "the server is stopping"),
+        (embedder::Error::Stopping.into(), "the server is stopping, or the model was unloaded"),
     ]
 }
 

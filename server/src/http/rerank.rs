@@ -52,16 +52,16 @@ pub(super) struct Ask {
 
 /// Documents in order.
 #[derive(Debug)]
-pub(super) struct Ranking<'a> {
+pub(super) struct Ranking {
     /// The model's own name.
-    pub(super) name: &'a str,
+    pub(super) name: Arc<str>,
     /// The best first.
     pub(super) ranks: Vec<Rank>,
     /// What became of each document with its query, in the order of the request.
     pub(super) texts: Vec<Text>,
 }
 
-impl Ranking<'_> {
+impl Ranking {
     /// What it says about itself in its headers.
     pub(super) fn headers(&self) -> HeaderMap {
         headers_of(&self.texts, None)
@@ -79,7 +79,7 @@ impl Ranking<'_> {
 }
 
 /// Ranks and counts.
-pub(super) async fn rank<'a>(shared: &'a Shared, head: &Parts, ask: Ask) -> Result<Ranking<'a>, ApiError> {
+pub(super) async fn rank(shared: &Shared, head: &Parts, ask: Ask) -> Result<Ranking, ApiError> {
     let options = Options { overflow: ask.overflow, prompt: ask.instruction, ..Options::default() };
     let (name, embedder, options) = find(shared, head, ask.model.as_deref(), options)?;
     let decided = embedder.decide_ranking(&options)?;
@@ -89,8 +89,8 @@ pub(super) async fn rank<'a>(shared: &'a Shared, head: &Parts, ask: Ask) -> Resu
     let pairs = ask.documents.into_iter().map(pair).collect();
     let how = How { most_of_second: ask.most_of_document, ..decided.how };
     let scored = embedder.score(pairs, &how, caller).await;
-    let scored = scored.inspect_err(|error| count_refusal(shared, name, error))?;
-    shared.metrics.embedded(name, &scored.texts);
+    let scored = scored.inspect_err(|error| count_refusal(shared, &name, error))?;
+    shared.metrics.embedded(&name, &scored.texts);
     let score = |logits: &Vec<f32>| {
         let values = if ask.raw { logits.clone() } else { probabilities(logits) };
         values.first().copied().unwrap_or(f32::NEG_INFINITY)
@@ -200,7 +200,7 @@ impl RerankRequest {
     }
 
     /// The best of them, as they are written.
-    fn results(&self, ranking: &Ranking<'_>, top: usize, with_documents: bool) -> Vec<Ranked> {
+    fn results(&self, ranking: &Ranking, top: usize, with_documents: bool) -> Vec<Ranked> {
         let document = |index: usize| self.documents.get(index).map(Document::object);
         let result = |rank: &Rank| Ranked {
             index: rank.index,
@@ -329,7 +329,7 @@ pub(super) async fn in_jinas_shape(
     let ranking = rank(shared, head, ask).await?;
     let tokens = ranking.tokens();
     let answer = JinaRanking {
-        model: ranking.name.to_owned(),
+        model: ranking.name.to_string(),
         object: "list",
         usage: Usage {
             prompt_tokens: tokens,

@@ -42,7 +42,7 @@ pub fn server(models: Vec<(&str, Loaded)>) -> Arc<Shared> {
     let served = Models::new(models.iter().map(|(name, _)| *name));
     let pool = Arc::new(Pool::new(2).unwrap());
     for (name, loaded) in models {
-        served.serve(name, loaded, &settings(), &pool, &metrics).unwrap();
+        served.serve(&served.slot(name).unwrap(), loaded, &settings(), &pool, &metrics).unwrap();
     }
     Shared::new(served, metrics, http_settings())
 }

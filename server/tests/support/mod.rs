@@ -144,7 +144,9 @@ pub fn python() -> Value {
 /// A model of that name, with its workers.
 pub fn in_service(name: &str, loaded: Loaded) -> (Arc<Models>, Arc<Metrics>) {
     let (models, metrics) = (Models::new([name]), Arc::new(Metrics::new()));
-    models.serve(name, loaded, &settings(), &Arc::new(Pool::new(2).unwrap()), &metrics).unwrap();
+    models
+        .serve(&models.slot(name).unwrap(), loaded, &settings(), &Arc::new(Pool::new(2).unwrap()), &metrics)
+        .unwrap();
     (models, metrics)
 }
 
@@ -154,7 +156,7 @@ pub fn shared(fakes: &[(&str, Fake)], settings: &Settings, http: http::Settings)
     let models = Models::new(fakes.iter().map(|(name, _)| *name));
     let pool = Arc::new(Pool::new(2).unwrap());
     for (name, fake) in fakes {
-        models.serve(name, loaded(fake), settings, &pool, &metrics).unwrap();
+        models.serve(&models.slot(name).unwrap(), loaded(fake), settings, &pool, &metrics).unwrap();
     }
     Shared::new(models, metrics, http)
 }

@@ -22,7 +22,7 @@ impl Asked<'_> {
         Ok(cut.overflow(embedder.about().offer.overflow))
     }
 
-    async fn vectors(&self, texts: Vec<String>, options: Options) -> Result<Answer<'_>, ApiError> {
+    async fn vectors(&self, texts: Vec<String>, options: Options) -> Result<Answer, ApiError> {
         embed_call(self.shared, &self.head, Call::of_texts(self.model.clone(), texts, options)).await
     }
 }
@@ -78,8 +78,8 @@ pub(super) async fn embed_all(asked: Asked<'_>) -> Result<Response, ApiError> {
     let characters = characters(&texts);
     let inputs = texts.into_iter().map(Input::Text).collect();
     let states = embedder.token_states(inputs, &decided, caller).await;
-    let (states, texts) = states.inspect_err(|error| count_refusal(asked.shared, name, error))?;
-    asked.shared.metrics.embedded(name, &texts);
+    let (states, texts) = states.inspect_err(|error| count_refusal(asked.shared, &name, error))?;
+    asked.shared.metrics.embedded(&name, &texts);
     let rows = |(states, tokens): (&Vec<f32>, usize)| -> Vec<Vec<f32>> {
         states.chunks_exact((states.len() / tokens.max(1)).max(1)).map(<[f32]>::to_vec).collect()
     };

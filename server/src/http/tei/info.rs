@@ -13,7 +13,7 @@ use crate::embedder::{self, Embedder};
 use crate::http::error::ApiError;
 use crate::http::refusals::{AnyErrors, ModelErrors, Tei};
 use crate::http::{Shared, SharedState};
-use crate::models::{self, State as ModelState};
+use crate::models::{self, State as ModelState, Status};
 use crate::scores::{Classifier, Kind};
 use crate::tokenize::Overflow;
 
@@ -114,7 +114,7 @@ impl Info {
     /// Of a model by a name of it, or of the only one.
     pub(super) fn response(shared: &Shared, model: Option<&str>) -> Result<Response, ApiError> {
         let named = shared.models.get(model)?;
-        Ok(Json(Self::new(named.name, &named.embedder)).into_response())
+        Ok(Json(Self::new(&named.name, &named.embedder)).into_response())
     }
 }
 
@@ -130,20 +130,25 @@ pub(in crate::http) async fn info(State(shared): SharedState) -> Result<Response
     Info::response(&shared, None)
 }
 
-/// Whether every model can do its work, as `/health` has it; the answer is empty.
+/// Whether the models can do their work, as `/health` has it; the answer is empty.
 #[utoipa::path(
     get,
     path = "/ping",
     tag = "text-embeddings-inference",
     operation_id = "tei_ping",
-    responses((status = 200, description = "every model can"), AnyErrors<Tei>),
+    responses((status = 200, description = "they can"), AnyErrors<Tei>),
 )]
 pub(in crate::http) async fn ping(State(shared): SharedState) -> Result<(), ApiError> {
     if shared.stopping.load(Ordering::Relaxed) {
         return Err(embedder::Error::Stopping.into());
     }
-    for (name, state) in shared.models.states() {
-        let name = name.to_owned();
+    let states = shared.models.states();
+    if states.is_empty() {
+        return Err(models::Error::Empty.into());
+    }
+    let is_any_ready = states.iter().any(|model| matches!(model.state, ModelState::Ready(_)));
+    for Status { name, state, .. } in states.into_iter().filter(|model| model.is_needed || !is_any_ready) {
+        let name = name.to_string();
         match state {
             ModelState::Ready(_) => {}
             ModelState::Loading { step } => return Err(models::Error::Loading { name, step }.into()),

@@ -85,8 +85,8 @@ pub(super) async fn predict(asked: Asked<'_>) -> Result<Response, ApiError> {
     let (classifier, decided) = embedder.decide_scores(&options)?;
     let caller = caller(&asked.head)?;
     let scored = embedder.score(inputs, &decided.how, caller).await;
-    let scored = scored.inspect_err(|error| count_refusal(asked.shared, name, error))?;
-    asked.shared.metrics.embedded(name, &scored.texts);
+    let scored = scored.inspect_err(|error| count_refusal(asked.shared, &name, error))?;
+    asked.shared.metrics.embedded(&name, &scored.texts);
     let raw = body.raw_scores.unwrap_or(false);
     let mut all = scored.logits.iter().map(|logits| predictions(classifier, logits, raw));
     let answer = if batch {

@@ -12,6 +12,7 @@ mod embed;
 mod error;
 mod health;
 mod json;
+mod leftover;
 mod limit;
 mod models;
 mod native;

@@ -228,6 +228,42 @@ fn who_keeps_a_connection_is_told_that_it_ends_before_it_does() {
 }
 
 #[test]
+fn a_request_that_is_refused_before_its_body_came_does_not_cost_the_connection() {
+    let server = Server::healthy(&["--model", &model("mini")]);
+    let refused = |length: usize| {
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let head = "POST /embeddings HTTP/1.1\r\nHost: h\r\nContent-Type: text/plain\r\nContent-Length:";
+        stream.write_all(format!("{head} {length}\r\n\r\n").as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        stream
+    };
+    let answer = |stream: &mut TcpStream, end: &[u8]| {
+        let (mut answer, mut part) = (Vec::new(), [0; 4096]);
+        while !answer.ends_with(end) {
+            let read = stream.read(&mut part).unwrap();
+            assert_ne!(read, 0, "it was closed without an answer: {}", String::from_utf8_lossy(&answer));
+            answer.extend_from_slice(&part[..read]);
+        }
+        String::from_utf8(answer).unwrap().to_lowercase()
+    };
+    let mut stream = refused(1000);
+    stream.write_all(&[b'a'; 1000]).unwrap();
+    let first = answer(&mut stream, b"}}");
+    assert!(first.starts_with("http/1.1 415") && !first.contains("connection: close"), "{first}");
+    stream.write_all(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    assert!(answer(&mut stream, b"}").starts_with("http/1.1 200"));
+
+    // What is long, or does not come, is not waited for: the connection ends, which is told.
+    for sent in [0, 500_000] {
+        let mut stream = refused(1_000_000);
+        stream.write_all(&vec![b'a'; sent]).unwrap();
+        let first = answer(&mut stream, b"}}");
+        assert!(first.starts_with("http/1.1 415") && first.contains("connection: close"), "{first}");
+    }
+}
+
+#[test]
 fn being_told_to_stop_while_a_model_loads_or_computes_ends_well() {
     for wait in [20, 60, 100, 140, 200, 260, 320, 400] {
         let server = Server::start(&["--model", &model("mini")]);

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use tracing::Instrument;
 
 use super::error::{ApiError, Shape};
+use super::leftover::Leftover;
 use super::{REQUEST_ID, Shared};
 
 /// The outermost layer.
@@ -27,6 +28,7 @@ pub(super) async fn observe(State(shared): State<Arc<Shared>>, request: Request,
     let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default(), method, path);
 
     let limit = shared.settings.request_timeout;
+    let (request, leftover) = Leftover::of(request);
     let mut response = match tokio::time::timeout(limit, next.run(request).instrument(span.clone())).await {
         Ok(response) => response,
         Err(_) => ApiError::request_timeout(limit.as_secs()).into_response(),
@@ -42,6 +44,7 @@ pub(super) async fn observe(State(shared): State<Arc<Shared>>, request: Request,
         }
     }
     response.headers_mut().insert(REQUEST_ID, id);
+    leftover.clear(&mut response).await;
 
     let status = response.status();
     let took = begun.elapsed();

@@ -75,7 +75,12 @@ impl From<TchError> for Error {
     fn from(error: TchError) -> Self {
         let line = first_line(&error);
         // LibTorch has a class for it, of which tch keeps the message.
-        if line.contains("out of memory") { Self::OutOfMemory(line) } else { Self::Torch(error) }
+        // cuBLAS, for which CUDA itself is not out of it, has words of its own.
+        if line.contains("out of memory") || line.contains("CUBLAS_STATUS_ALLOC_FAILED") {
+            Self::OutOfMemory(line)
+        } else {
+            Self::Torch(error)
+        }
     }
 }
 
@@ -400,6 +405,26 @@ pub struct Preference {
     pub kernels: Option<InstructionSet>,
 }
 
+impl Preference {
+    /// The option that asks for what only CPUs have, if one does.
+    const fn of_cpus(&self) -> Option<&'static str> {
+        match (self.implementation, self.kernels) {
+            (Some(Implementation::Fused | Implementation::RustBert), _) => Some("--implementation"),
+            (_, Some(_)) => Some("--kernels"),
+            _ => None,
+        }
+    }
+
+    /// Whether GPUs may be chosen, where there are some.
+    const fn may_be_gpus(&self) -> bool {
+        match self.device {
+            DeviceChoice::Cpu => false,
+            DeviceChoice::Auto => self.of_cpus().is_none(),
+            DeviceChoice::Cuda(_) => true,
+        }
+    }
+}
+
 /// How a model is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -500,21 +525,16 @@ impl Plan {
     /// The same where GPUs are to compute; nothing where the CPU is.
     fn on_gpus(preference: Preference, machine: Machine) -> Result<Option<Self>, Error> {
         let chosen = preference.device;
-        // What only CPUs have.
-        let of_cpu = match (preference.implementation, preference.kernels) {
-            (Some(Implementation::Fused | Implementation::RustBert), _) => Some("--implementation"),
-            (_, Some(_)) => Some("--kernels"),
-            _ => None,
-        };
+        let of_cpus = preference.of_cpus();
         let refused = |why: String| Err(Error::Unavailable(format!("--device {chosen}: {why}")));
         let (gpus, which) = match (chosen, machine.gpus) {
             (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, Err(_)) => return Ok(None),
-            (DeviceChoice::Auto, Ok(_)) if of_cpu.is_some() => return Ok(None),
+            (DeviceChoice::Auto, Ok(_)) if of_cpus.is_some() => return Ok(None),
             (DeviceChoice::Auto, Ok(gpus)) => (gpus, None),
             (DeviceChoice::Cuda(_), Err(why)) => return refused(format!("{why}; use --device cpu")),
             (DeviceChoice::Cuda(which), Ok(gpus)) => (gpus, which),
         };
-        if let Some(option) = of_cpu {
+        if let Some(option) = of_cpus {
             return refused(format!("{option} asks for what only CPUs have; leave it at auto"));
         }
         let device = match which {
@@ -561,15 +581,15 @@ pub struct Gpus {
 }
 
 impl Machine {
-    /// Looks at the machine that this runs on; at GPUs, where that may be chosen: to look for them loads libraries.
-    pub fn for_choice(device: DeviceChoice) -> Self {
+    /// Looks at the machine that this runs on; at GPUs, where they may be chosen: to look for them loads libraries.
+    pub fn for_choice(preference: Preference) -> Self {
         #[cfg(feature = "torch")]
-        if device != DeviceChoice::Cpu {
+        if preference.may_be_gpus() {
             // Its answer is what `detect` sees.
             let _ = gpus::load();
         }
         #[cfg(not(feature = "torch"))]
-        let _ = device;
+        let _ = preference;
         Self::detect()
     }
 

@@ -655,7 +655,7 @@ pub fn load(
     manner: &Manner,
 ) -> Result<Loaded, LoadError> {
     let directory = manner.applied(directory)?;
-    let plan = Plan::decide(preference, Machine::for_choice(preference.device))?;
+    let plan = Plan::decide(preference, Machine::for_choice(preference))?;
     let tokenizer = Tokenizer::load(&directory, directory.encoder.vocab_size)?;
     let (mut models, tensors) = model::load_everywhere(&directory, plan)?;
     let offer = Offer {

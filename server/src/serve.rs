@@ -60,7 +60,7 @@ pub fn run(config: Serve) -> anyhow::Result<()> {
     // Decided once here too, so that a device or dtype that cannot be had is no
     // surprise of the first model.
     let preference = config.settings.preference;
-    model::Plan::decide(preference, model::Machine::for_choice(preference.device))?;
+    model::Plan::decide(preference, model::Machine::for_choice(preference))?;
     #[cfg(feature = "torch")]
     match model::gpus::refused() {
         Some(why) => tracing::warn!("this machine has GPUs, and they are not used: {why}"),

@@ -109,11 +109,10 @@ fn plans(dtype: Dtype) -> Vec<Plan> {
     let cpu_way = [Implementation::Packed, Implementation::Fused, Implementation::RustBert];
     let ways = cpu_way.map(|implementation| (implementation, DeviceChoice::Cpu));
     let gpu_way = (Implementation::Packed, DeviceChoice::Cuda(Some(0)));
-    let machine = Machine::for_choice(gpu_way.1);
     let plan = |(implementation, device)| {
         let wish =
             Preference { implementation: Some(implementation), dtype: Some(dtype), device, kernels: None };
-        Plan::decide(wish, machine).ok()
+        Plan::decide(wish, Machine::for_choice(wish)).ok()
     };
     ways.into_iter().chain([gpu_way]).filter_map(plan).collect()
 }
@@ -121,8 +120,8 @@ fn plans(dtype: Dtype) -> Vec<Plan> {
 /// Where there is no GPU, that is to be seen; and `scripts/gpu-check` wants one.
 #[test]
 fn all_of_this_runs_on_a_gpu_where_there_is_one() {
-    let machine = Machine::for_choice(DeviceChoice::Cuda(Some(0)));
-    match machine.gpus {
+    let device = DeviceChoice::Cuda(Some(0));
+    match Machine::for_choice(Preference { implementation: None, dtype: None, device, kernels: None }).gpus {
         Ok(_) => assert!(plans(Dtype::Float16).iter().any(|plan| plan.device != Device::Cpu)),
         Err(why) => {
             println!("NOT RUN on a GPU: {why}");

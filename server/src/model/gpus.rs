@@ -16,6 +16,11 @@ const LIBRARY: &str = "libtorch_cuda.so";
 /// The driver, whose interface is stable (CUDA driver API).
 const DRIVER: &str = "libcuda.so.1";
 
+/// `CUDA_ERROR_NO_DEVICE`.
+const NO_DEVICE: c_int = 100;
+/// The oldest compute capability that CUDA 13 has code for (Turing).
+const OLDEST: (i32, i32) = (7, 5);
+
 /// A GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gpu {
@@ -70,7 +75,7 @@ pub fn refused() -> Option<&'static str> {
 }
 
 fn find() -> Result<Vec<Gpu>, Missing> {
-    let gpus = driver_gpus().map_err(Missing::None)?;
+    let gpus = driver_gpus()?;
     if gpus.is_empty() {
         return Err(Missing::None("the driver sees no GPU".to_owned()));
     }
@@ -91,7 +96,36 @@ fn usable(gpus: Vec<Gpu>) -> Result<Vec<Gpu>, String> {
     if usable == 0 {
         return Err("LibTorch can use none of them: is the driver too old for its CUDA?".to_owned());
     }
-    Ok(gpus.into_iter().take(usable).collect())
+    recent(gpus.into_iter().take(usable))
+}
+
+/// Those before the first that is too old: GPUs are used by ranges of their indices. CUDA counts the fastest first.
+fn recent(gpus: impl IntoIterator<Item = Gpu>) -> Result<Vec<Gpu>, String> {
+    let mut found = Vec::new();
+    for gpu in gpus {
+        let Gpu { ref name, capability: (major, minor), .. } = gpu;
+        if (major, minor) < OLDEST {
+            let why = format!(
+                "{name} has compute capability {major}.{minor}, and LibTorch's part for GPUs needs {}.{}",
+                OLDEST.0, OLDEST.1
+            );
+            if found.is_empty() {
+                return Err(why);
+            }
+            tracing::warn!("this GPU, and those after it, are not used: {why}");
+            break;
+        }
+        found.push(gpu);
+    }
+    Ok(found)
+}
+
+/// What the driver's result at its start means, where it fails.
+fn failure(code: c_int, what: &str) -> Missing {
+    match code {
+        NO_DEVICE => Missing::None("the driver sees no GPU".to_owned()),
+        _ => Missing::Unusable(format!("the driver fails at {what} with its error {code}")),
+    }
 }
 
 /// A function of the driver; its result is 0 where all went well.
@@ -99,17 +133,17 @@ macro_rules! driver {
     ($library:ident, $name:literal, fn($($argument:ty),*)) => {{
         // SAFETY: the driver's interface says that it has this type.
         unsafe { $library.get::<unsafe extern "C" fn($($argument),*) -> c_int>($name) }
-            .map_err(|error| format!("the driver is not as expected: {error}"))?
+            .map_err(|error| Missing::Unusable(format!("the driver is not as expected: {error}")))?
     }};
 }
 
 /// What the driver tells, which is less work for it than for `LibTorch`. `CUDA_VISIBLE_DEVICES` counts.
-fn driver_gpus() -> Result<Vec<Gpu>, String> {
+fn driver_gpus() -> Result<Vec<Gpu>, Missing> {
     /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `…_MINOR`.
     const CAPABILITY: [c_int; 2] = [75, 76];
     // SAFETY: the driver of the system; it does nothing before it is initialised.
     let library = unsafe { Library::open(Some(DRIVER), RTLD_NOW) }
-        .map_err(|_| format!("no driver for GPUs is here ({DRIVER})"))?;
+        .map_err(|_| Missing::None(format!("no driver for GPUs is here ({DRIVER})")))?;
     let init = driver!(library, b"cuInit", fn(u32));
     let count = driver!(library, b"cuDeviceGetCount", fn(*mut c_int));
     let get = driver!(library, b"cuDeviceGet", fn(*mut c_int, c_int));
@@ -118,7 +152,7 @@ fn driver_gpus() -> Result<Vec<Gpu>, String> {
     let memory = driver!(library, b"cuDeviceTotalMem_v2", fn(*mut usize, c_int));
     let check = |code: c_int, what: &str| match code {
         0 => Ok(()),
-        code => Err(format!("the driver fails at {what} with its error {code}")),
+        code => Err(failure(code, what)),
     };
     let mut gpus = Vec::new();
     // SAFETY: each call gets places that live, of the size that it is told.
@@ -148,6 +182,28 @@ fn driver_gpus() -> Result<Vec<Gpu>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn gpu(name: &str, capability: (i32, i32)) -> Gpu {
+        Gpu { name: name.into(), capability, memory: 1 << 30 }
+    }
+
+    #[test]
+    fn gpus_that_are_too_old_are_not_used() {
+        let names =
+            |gpus: &[Gpu]| recent(gpus.to_vec()).map(|gpus| gpus.into_iter().map(|gpu| gpu.name).collect());
+        let (new, turing, old) = (gpu("new", (9, 0)), gpu("turing", (7, 5)), gpu("old", (7, 0)));
+        assert_eq!(names(&[new.clone(), turing]), Ok(vec!["new".to_owned(), "turing".to_owned()]));
+        assert_eq!(names(&[new, old.clone()]), Ok(vec!["new".to_owned()]));
+        let why = "old has compute capability 7.0, and LibTorch's part for GPUs needs 7.5";
+        assert_eq!(names(&[old]), Err::<Vec<String>, _>(why.to_owned()));
+    }
+
+    #[test]
+    fn a_driver_that_fails_is_no_machine_without_gpus() {
+        assert!(matches!(failure(100, "starting"), Missing::None(_)));
+        let why = "the driver fails at starting with its error 803".to_owned();
+        assert_eq!(failure(803, "starting"), Missing::Unusable(why));
+    }
 
     #[test]
     fn what_there_is_or_why_not_is_found_once() {

@@ -1,7 +1,10 @@
 //! Flags and environment → what the program needs. The only reader of either.
 //!
 //! What was typed is one set of structs ([`Cli`] and its parts), what the program
-//! needs another ([`Serve`], [`Fetch`], [`Convert`], [`Healthcheck`]); between them everything is checked.
+//! needs another ([`Serve`], [`Fetch`], [`Convert`], [`Inspect`], [`Healthcheck`]); between them everything is checked.
+
+mod compute;
+mod inspect;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -18,11 +21,12 @@ use url::Url;
 use crate::embedder::Limits;
 use crate::fetch::{Archive, Cache, Hub, Manifest, Place, ProxySettings, Source, Token};
 use crate::http;
-use crate::kernels::cpu::InstructionSet;
-use crate::model::{DeviceChoice, Dtype, Implementation, Preference};
 use crate::models::{self, Origin, Spec};
 use crate::token_ids::{TokenIds, Vocabulary};
 use crate::worker::Threads;
+
+use compute::ComputeArgs;
+pub use inspect::{Inspect, InspectArgs};
 
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +84,8 @@ pub enum Command {
     Fetch(Box<FetchArgs>),
     /// Make safetensors of a directory's pickled weights, and print a summary as JSON.
     Convert(ConvertArgs),
+    /// Say what a model is, and what serving it here would mean, without loading it.
+    Inspect(Box<InspectArgs>),
     /// Ask a running server whether it is healthy, and end with the exit code that says so.
     Healthcheck(HealthcheckArgs),
 }
@@ -180,46 +186,6 @@ pub enum LogFormat {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum DtypeArg {
-    /// bfloat16 where the device computes it natively, else float32 on a CPU, and float16 on a GPU.
-    Auto,
-    /// Single precision.
-    Float32,
-    /// bfloat16 products, summed in single precision.
-    Bfloat16,
-    /// Half precision, on GPUs.
-    Float16,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum ImplementationArg {
-    /// The fastest that can serve the model.
-    Auto,
-    /// Our own kernels, for CPUs with AVX-512 or AMX.
-    Fused,
-    /// Our padding-free forward on LibTorch, on CPUs and GPUs.
-    Packed,
-    /// rust-bert's model.
-    #[value(name = "rust_bert")]
-    RustBert,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum KernelsArg {
-    /// The fastest that the CPU and its kernel allow.
-    Auto,
-    /// Tiles of bfloat16.
-    #[value(name = "amx_bf16")]
-    AmxBf16,
-    /// AVX-512 with its bfloat16 dot product.
-    #[value(name = "avx512_bf16")]
-    Avx512Bf16,
-    /// AVX-512, in float32.
-    #[value(name = "avx512_f32")]
-    Avx512F32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum TokenIdsArg {
     /// 400, with what to change.
     Refuse,
@@ -309,20 +275,8 @@ pub struct ServeArgs {
     /// The port to listen on; 0 lets the system choose one, which the log tells.
     #[arg(long, env = "PORT", default_value_t = 9000, help_heading = "HTTP")]
     port: u16,
-    /// Where to compute: `auto` on all GPUs that there are, else on the CPU; `cpu`; `cuda` on all GPUs; or `cuda:N` on one.
-    #[arg(long, env = "EMBEDDING_DEVICE", default_value = "auto", help_heading = "Computing")]
-    device: DeviceChoice,
-    /// In which number format to compute.
-    #[arg(long, env = "EMBEDDING_DTYPE", value_enum, default_value_t = DtypeArg::Auto, help_heading = "Computing")]
-    dtype: DtypeArg,
-    /// Which implementation of the model computes.
-    #[arg(long, env = "EMBEDDING_IMPLEMENTATION", value_enum, default_value_t = ImplementationArg::Auto,
-          help_heading = "Computing")]
-    implementation: ImplementationArg,
-    /// With which instructions the fused implementation computes.
-    #[arg(long, env = "EMBEDDING_KERNELS", value_enum, default_value_t = KernelsArg::Auto,
-          help_heading = "Computing")]
-    kernels: KernelsArg,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// Forwards that run at once for each model, on GPUs for each of them; 0: as many as the CPU limit allows, and 2 on a
     /// GPU.
     #[arg(long, env = "EMBEDDING_WORKERS", default_value_t = 0, help_heading = "Computing",
@@ -800,27 +754,7 @@ impl ServeArgs {
             port: self.port,
             models,
             settings: models::Settings {
-                preference: Preference {
-                    implementation: match self.implementation {
-                        ImplementationArg::Auto => None,
-                        ImplementationArg::Fused => Some(Implementation::Fused),
-                        ImplementationArg::Packed => Some(Implementation::Packed),
-                        ImplementationArg::RustBert => Some(Implementation::RustBert),
-                    },
-                    dtype: match self.dtype {
-                        DtypeArg::Auto => None,
-                        DtypeArg::Float32 => Some(Dtype::Float32),
-                        DtypeArg::Bfloat16 => Some(Dtype::BFloat16),
-                        DtypeArg::Float16 => Some(Dtype::Float16),
-                    },
-                    device: self.device,
-                    kernels: match self.kernels {
-                        KernelsArg::Auto => None,
-                        KernelsArg::AmxBf16 => Some(InstructionSet::AmxBf16),
-                        KernelsArg::Avx512Bf16 => Some(InstructionSet::Avx512Bf16),
-                        KernelsArg::Avx512F32 => Some(InstructionSet::Avx512F32),
-                    },
-                },
+                preference: self.compute.preference(),
                 threads: threads(self.workers.into(), self.threads_per_worker.into(), cpus),
                 forwards_on_gpu: if self.workers == 0 {
                     models::FORWARDS_ON_GPU

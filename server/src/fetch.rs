@@ -14,7 +14,7 @@
 //! of Hugging Face's own libraries has ([`Cache::reading`]) is taken from there instead.
 //! [`import`] does the same from a local directory, and [`fetch_archive`] from a gzipped
 //! tar archive. [`fetch_offline`] does with what is on this machine, and [`Cache::find`]
-//! only looks.
+//! only looks. [`glimpse()`] brings what is small into a temporary directory.
 //!
 //! # Guarantees
 //! - A final directory is complete: each file, or the pickle that it was made of, had
@@ -47,6 +47,7 @@ mod client;
 mod digest;
 mod download;
 mod error;
+mod glimpse;
 mod hf_cache;
 mod hub;
 mod list;
@@ -62,6 +63,7 @@ mod tarball;
 pub use archive::{Archive, fetch_archive};
 pub use cache::Cache;
 pub use error::Error;
+pub use glimpse::{Found, Glimpse, glimpse};
 pub use hub::{Hub, ProxySettings, Token};
 pub use manifest::Manifest;
 pub use place::Place;

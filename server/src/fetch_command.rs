@@ -163,7 +163,7 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 /// Runs `future` to its end, and waits for nothing that it has left behind: a name that
 /// is being looked up takes as long as the system's resolver likes, on a thread that
 /// cannot be stopped.
-fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

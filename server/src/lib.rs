@@ -13,6 +13,7 @@
 //!   model is: loading, ready, failed.
 //! - [`fetch`] opens the only outbound connections; [`healthcheck`] asks a server beside it.
 //! - [`convert`] makes safetensors of pickled weights, for [`fetch`] and for whoever has a directory of them.
+//! - [`inspect`] is what is told of a model that is not loaded.
 //! - [`cache`] keeps vectors, where that is wanted, between [`http`] and [`embedder`].
 //! - [`batcher`], [`options`], [`quantize`], [`scores`] and [`space`] are pure; wire types stay in [`http`], tensors in [`model`].
 //!
@@ -30,6 +31,8 @@ pub mod fetch;
 pub mod fetch_command;
 pub mod healthcheck;
 pub mod http;
+pub mod inspect;
+pub mod inspect_command;
 pub mod kernels;
 pub mod memory;
 pub mod metrics;

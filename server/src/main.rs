@@ -3,8 +3,8 @@
 use std::io::Write;
 
 use anyhow::Context;
-use embedding_server::config::{Cli, Command, ConvertArgs, FetchArgs};
-use embedding_server::{convert_command, fetch_command, healthcheck, serve, telemetry};
+use embedding_server::config::{Cli, Command, ConvertArgs, FetchArgs, InspectArgs};
+use embedding_server::{convert_command, fetch_command, healthcheck, inspect_command, serve, telemetry};
 use serde::Serialize;
 
 fn main() -> ! {
@@ -40,6 +40,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             fetch_command::tell(summary_file.as_deref(), fetch(*args))
         }
         Command::Convert(args) => convert(args),
+        Command::Inspect(args) => inspect(*args),
         Command::Healthcheck(args) => Ok(healthcheck::run(&args.resolve()?)?),
     }
 }
@@ -52,6 +53,16 @@ fn fetch(args: FetchArgs) -> anyhow::Result<String> {
 fn convert(args: ConvertArgs) -> anyhow::Result<()> {
     telemetry::start(&args.logging)?;
     print(&convert_command::run(&args.resolve())?).map(drop)
+}
+
+fn inspect(args: InspectArgs) -> anyhow::Result<()> {
+    telemetry::start(&args.logging)?;
+    let config = args.resolve()?;
+    let facts = inspect_command::run(&config)?;
+    if config.json {
+        return print(&facts).map(drop);
+    }
+    write!(std::io::stdout(), "{facts}").context("writing the facts")
 }
 
 /// Prints one line of JSON, and gives it back.

@@ -19,6 +19,7 @@ mod fused;
 #[cfg(feature = "torch")]
 pub mod gpus;
 pub mod inventory;
+pub mod memory;
 #[cfg(feature = "torch")]
 mod packed;
 pub mod pooling;
@@ -282,6 +283,16 @@ pub enum Implementation {
     Fake,
 }
 
+impl Implementation {
+    /// Those that serve, in the order in which they are preferred.
+    pub const ALL: [Self; 3] = [Self::Fused, Self::Packed, Self::RustBert];
+
+    /// Whether it knows models of an architecture. Ours compute whatever an [`encoder::Encoder`] describes.
+    pub fn knows(self, architecture: &str) -> bool {
+        self != Self::RustBert || architecture == "bert"
+    }
+}
+
 impl fmt::Display for Implementation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -416,7 +427,7 @@ impl Preference {
     }
 
     /// Whether GPUs may be chosen, where there are some.
-    const fn may_be_gpus(&self) -> bool {
+    pub const fn may_be_gpus(&self) -> bool {
         match self.device {
             DeviceChoice::Cpu => false,
             DeviceChoice::Auto => self.of_cpus().is_none(),
@@ -634,6 +645,19 @@ pub fn load_everywhere(
         }
     }
     Ok((models, tensors))
+}
+
+/// Refuses what an implementation cannot do with a model, as far as its configuration tells.
+pub fn check(directory: &Directory, implementation: Implementation) -> Result<(), Error> {
+    match implementation {
+        #[cfg(feature = "torch")]
+        Implementation::RustBert => rust_bert::check(directory).map(drop),
+        // Ours compute whatever an `Encoder` describes; without LibTorch, rust-bert is in no plan.
+        _ => {
+            let _ = directory;
+            Ok(())
+        }
+    }
 }
 
 /// Loads the model in `directory` as `plan` says, onto the first of its devices; with the tensors that it computes with.

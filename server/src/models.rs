@@ -113,6 +113,29 @@ pub enum Origin {
     Repository(Source),
 }
 
+fn is_directory(text: &str) -> bool {
+    text.starts_with(['/', '.', '~'])
+}
+
+impl Origin {
+    /// Of `DIRECTORY` or `REPOSITORY[@REVISION]`; `home` stands for `~`. The error says what is wrong with the text.
+    pub fn parse(text: &str, home: Option<&Path>) -> Result<Self, String> {
+        if is_directory(text) {
+            let path = match (text.strip_prefix("~/"), home) {
+                (Some(rest), Some(home)) => home.join(rest),
+                _ => PathBuf::from(text),
+            };
+            return Ok(Self::Directory(path));
+        }
+        if Path::new(text).is_dir() {
+            tracing::warn!(
+                "{text} is taken for a repository; for the directory of that name, write ./{text}"
+            );
+        }
+        source(text).map(Self::Repository)
+    }
+}
+
 /// A model to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
@@ -136,25 +159,11 @@ impl Spec {
     /// with the text.
     pub fn parse(text: &str, home: Option<&Path>) -> Result<Self, String> {
         // A directory may have '=' in its name; a model's name begins with no '/', '.' or '~'.
-        let is_directory = |text: &str| text.starts_with(['/', '.', '~']);
         let (name, place) = match text.split_once('=') {
             Some((name, place)) if !is_directory(text) => (Some(name), place),
             _ => (None, text),
         };
-        let origin = if is_directory(place) {
-            let path = match (place.strip_prefix("~/"), home) {
-                (Some(rest), Some(home)) => home.join(rest),
-                _ => PathBuf::from(place),
-            };
-            Origin::Directory(path)
-        } else {
-            if Path::new(place).is_dir() {
-                tracing::warn!(
-                    "{text} is taken for a repository; for the directory of that name, write ./{place}"
-                );
-            }
-            Origin::Repository(source(place)?)
-        };
+        let origin = Origin::parse(place, home)?;
         let name = match (name, &origin) {
             (Some(name), _) => name.to_owned(),
             (None, Origin::Directory(path)) => {

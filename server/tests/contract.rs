@@ -135,6 +135,7 @@ fn meaning(arguments: Vec<String>) -> Meaning {
             }
         }
         Command::Convert(_) => panic!("no object of the operator converts a directory"),
+        Command::Inspect(_) => panic!("no object of the operator asks what a model is"),
         Command::Healthcheck(_) => panic!("no object of the operator asks for health by a command"),
     }
 }

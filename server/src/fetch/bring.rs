@@ -159,7 +159,7 @@ fn check_before(wanted: &[Wanted], manifest: Option<&Manifest>) -> Result<(), Er
 }
 
 /// Passes on only what can be told before the total is known.
-struct Unresolved<'a>(&'a mut dyn Progress);
+pub(super) struct Unresolved<'a>(pub(super) &'a mut dyn Progress);
 
 impl Progress for Unresolved<'_> {
     fn resolved(&mut self, _commit: &str, _files: usize, _total_bytes: u64) {}

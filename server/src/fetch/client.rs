@@ -155,12 +155,40 @@ impl Client {
         from: Option<u64>,
     ) -> Result<Response, Error> {
         let url = self.url(repo.as_str().split('/').chain(["resolve", commit]).chain(path.split('/')));
-        self.get(url, from, About::File(repo, path)).await
+        self.get(url, from.map(onward), About::File(repo, path)).await
+    }
+
+    /// The first `count` bytes of a file that has so many.
+    pub(super) async fn beginning(
+        &self,
+        repo: &Repo,
+        commit: &str,
+        path: &str,
+        count: u64,
+    ) -> Result<Vec<u8>, Error> {
+        let url = self.url(repo.as_str().split('/').chain(["resolve", commit]).chain(path.split('/')));
+        let range = (count > 0).then(|| format!("bytes=0-{}", count - 1));
+        let mut response = self.get(url, range, About::File(repo, path)).await?;
+        let host = origin(response.url());
+        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+            return Err(Error::UnexpectedStatus { host, status: response.status().as_u16() });
+        }
+        let mut bytes = Vec::new();
+        // Who does not do ranges sends all of it: the rest is not waited for.
+        while (bytes.len() as u64) < count {
+            let Some(chunk) = self.chunk(&mut response).await? else {
+                let have = bytes.len() as u64;
+                return Err(Error::Truncated { file: path.to_owned(), host, have, size: count });
+            };
+            bytes.extend_from_slice(&chunk);
+        }
+        bytes.truncate(usize::try_from(count).unwrap_or(usize::MAX));
+        Ok(bytes)
     }
 
     /// Asks for an archive, from byte `from` on if given. The answer is a success, or 416.
     pub(super) async fn archive(&self, archive: &Archive, from: Option<u64>) -> Result<Response, Error> {
-        self.get(archive.url().clone(), from, About::Archive(archive)).await
+        self.get(archive.url().clone(), from.map(onward), About::Archive(archive)).await
     }
 
     /// The next bytes of an answer, or `None` at its end.
@@ -180,7 +208,8 @@ impl Client {
         url
     }
 
-    async fn get(&self, mut url: Url, from: Option<u64>, about: About<'_>) -> Result<Response, Error> {
+    /// With the value of `Range`, where a part is asked for.
+    async fn get(&self, mut url: Url, range: Option<String>, about: About<'_>) -> Result<Response, Error> {
         let home = self.endpoint.origin();
         for _ in 0..=MAX_REDIRECTS {
             let mut request = self
@@ -188,8 +217,8 @@ impl Client {
                 .get(url.clone())
                 // Lengths, ranges and hashes are those of the file itself.
                 .header(header::ACCEPT_ENCODING, "identity");
-            if let Some(from) = from {
-                request = request.header(header::RANGE, format!("bytes={from}-"));
+            if let Some(range) = &range {
+                request = request.header(header::RANGE, range);
             }
             if url.origin() == home
                 && let Some(authorization) = &self.authorization
@@ -290,6 +319,11 @@ impl Client {
     fn is_proxied(&self, url: &Url) -> bool {
         url.as_str().parse::<http::Uri>().is_ok_and(|uri| self.proxies.intercept(&uri).is_some())
     }
+}
+
+/// From that byte on.
+fn onward(from: u64) -> String {
+    format!("bytes={from}-")
 }
 
 fn check_endpoint(endpoint: &Url) -> Result<(), Error> {

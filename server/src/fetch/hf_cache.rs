@@ -114,12 +114,12 @@ impl Snapshot {
         self.model.join("snapshots").join(&self.commit)
     }
 
-    fn error(&self, why: impl Into<String>) -> Error {
+    pub(super) fn error(&self, why: impl Into<String>) -> Error {
         Error::HfCache { repo: self.repo.to_string(), why: why.into() }
     }
 
     /// Where `wanted` may be: in the snapshot, or among the blobs of whatever commit.
-    fn find(&self, wanted: &Wanted) -> Option<PathBuf> {
+    pub(super) fn find(&self, wanted: &Wanted) -> Option<PathBuf> {
         let blob = match &wanted.expected {
             Expected::Sha256(hash) | Expected::GitBlob(hash) => Some(self.model.join("blobs").join(hash)),
             Expected::Unknown => None,

@@ -30,6 +30,7 @@ use super::families;
 use super::pooling::Pooling;
 use crate::scores::{Classifier, Kind};
 use crate::space;
+pub use classifier::classes;
 pub use judge::Question;
 
 /// Why a directory cannot be served: the file, and what is wrong with it.
@@ -109,6 +110,15 @@ impl DenseActivation {
         ("GELU", Self::Hidden(HiddenAct::Gelu)),
         ("SiLU", Self::Hidden(HiddenAct::Silu)),
     ];
+
+    /// Its name, which is hashed: it is never to change.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Tanh => "tanh",
+            Self::Hidden(act) => act.name(),
+        }
+    }
 }
 
 /// A `LayerNorm` after the pooling (`sentence_transformers.models.LayerNorm`), or in a classifier's head.
@@ -350,12 +360,7 @@ impl Directory {
             Tail::Answer(Answer { yes, no: Some(no), .. }) => format!("answer {yes} {no}"),
             Tail::Answer(Answer { yes, no: None, .. }) => format!("answer {yes}"),
             Tail::Dense(dense) => {
-                let activation = match dense.activation {
-                    DenseActivation::Identity => "identity",
-                    DenseActivation::Tanh => "tanh",
-                    DenseActivation::Hidden(act) => act.name(),
-                };
-                format!("dense {activation}")
+                format!("dense {}", dense.activation.name())
             }
         });
         let parts = space::Parts {

@@ -435,32 +435,32 @@ impl Encoder {
         tables
     }
 
-    /// The names of all tensors but those of tables.
-    pub fn tensors(&self) -> Vec<String> {
-        let affine = |affine: Affine| {
-            let bias = affine.bias.then(|| format!("{}.bias", affine.name));
-            std::iter::once(format!("{}.weight", affine.name)).chain(bias)
+    /// The names of all tensors but those of tables, with their shapes.
+    pub fn tensors(&self) -> Vec<(String, Vec<i64>)> {
+        let affine = |Affine { name, out_features, in_features, bias, swapped: _ }: Affine| {
+            let bias = bias.then(|| (format!("{name}.bias"), vec![out_features]));
+            std::iter::once((format!("{name}.weight"), vec![out_features, in_features])).chain(bias)
         };
-        let norm = |name: String| {
-            let bias = self.norm.bias.then(|| format!("{name}.bias"));
-            std::iter::once(format!("{name}.weight")).chain(bias)
+        let norm = |(name, width): (String, i64)| {
+            let bias = self.norm.bias.then(|| (format!("{name}.bias"), vec![width]));
+            std::iter::once((format!("{name}.weight"), vec![width])).chain(bias)
         };
+        let (names, hidden) = (self.names, self.hidden_size);
         let mut all = Vec::new();
-        all.extend(
-            self.embedding_norm.then(|| self.names.embedding_norm.to_owned()).into_iter().flat_map(norm),
-        );
+        let first = self.embedding_norm.then(|| (names.embedding_norm.to_owned(), self.embedding_size));
+        all.extend(first.into_iter().flat_map(norm));
         all.extend(self.projection().into_iter().flat_map(affine));
         for layer in self.own_layers() {
             all.extend(self.query_key_value(layer).into_iter().flat_map(affine));
-            let heads = self.query_key_norms(layer).into_iter().flatten();
-            all.extend(heads.flat_map(|(name, _)| norm(name)));
+            all.extend(self.query_key_norms(layer).into_iter().flatten().flat_map(norm));
             all.extend(affine(self.attention_output(layer)));
             all.extend(self.up(layer).into_iter().flat_map(affine));
             all.extend(affine(self.down(layer)));
-            all.extend(self.layer_norms(layer).into_iter().flatten().flat_map(norm));
+            let norms = self.layer_norms(layer).into_iter().flatten();
+            all.extend(norms.flat_map(|name| norm((name, hidden))));
         }
-        let last = Some(self.names.final_norm.to_owned()).filter(|name| !name.is_empty());
-        all.extend(last.into_iter().flat_map(norm));
+        let last = Some(names.final_norm.to_owned()).filter(|name| !name.is_empty());
+        all.extend(last.into_iter().flat_map(|name| norm((name, hidden))));
         all
     }
 

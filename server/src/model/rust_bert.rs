@@ -9,7 +9,7 @@ use tch::{Device, TchError, Tensor, nn};
 use super::tail::tensors::Tail;
 use super::torch::values;
 use super::weights::Weights;
-use super::{Directory, Error, Model, TokenBatch};
+use super::{Directory, Error, Implementation, Model, TokenBatch};
 use crate::space;
 
 /// rust-bert writes this into every `LayerNorm`, whatever the configuration says.
@@ -27,26 +27,7 @@ impl Bert {
     /// Loads the encoder and its tail for the CPU; with the tensors that were read.
     pub(super) fn load(directory: &Directory) -> Result<(Self, Vec<space::Tensor>), Error> {
         let encoder = &directory.encoder;
-        let path = directory.path.join("config.json");
-        if encoder.architecture != "bert" {
-            return Err(Error::Unavailable(format!(
-                "{}: \"{}\" is none of the architectures that rust_bert serves here: bert; use --implementation packed",
-                path.display(),
-                encoder.architecture
-            )));
-        }
-        if (encoder.norm.eps - LAYER_NORM_EPS).abs() > f64::EPSILON * LAYER_NORM_EPS {
-            return Err(Error::Unavailable(format!(
-                "{}: layer_norm_eps is {:e}, and rust-bert knows only {LAYER_NORM_EPS:e}; use --implementation packed",
-                path.display(),
-                encoder.norm.eps
-            )));
-        }
-        // Through JSON, because the crate's activation type is private to it.
-        let config: BertConfig =
-            std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).ok_or_else(
-                || Error::RustBert(format!("{} is not a configuration it accepts", path.display())),
-            )?;
+        let config = check(directory)?;
         let weights = Weights::open(&directory.path)?.of(encoder);
         check_shapes(&weights, &config)?;
         let (model, mut variables) = build(&config);
@@ -95,6 +76,29 @@ impl Bert {
         let packed = states.f_view([texts * longest, -1])?.f_index_select(0, &own_rows)?;
         Ok(packed)
     }
+}
+
+/// The configuration of a model that it knows; refuses others.
+pub(super) fn check(directory: &Directory) -> Result<BertConfig, Error> {
+    let encoder = &directory.encoder;
+    let path = directory.path.join("config.json");
+    if !Implementation::RustBert.knows(encoder.architecture) {
+        return Err(Error::Unavailable(format!(
+            "{}: \"{}\" is none of the architectures that rust_bert serves here: bert; use --implementation packed",
+            path.display(),
+            encoder.architecture
+        )));
+    }
+    if (encoder.norm.eps - LAYER_NORM_EPS).abs() > f64::EPSILON * LAYER_NORM_EPS {
+        return Err(Error::Unavailable(format!(
+            "{}: layer_norm_eps is {:e}, and rust-bert knows only {LAYER_NORM_EPS:e}; use --implementation packed",
+            path.display(),
+            encoder.norm.eps
+        )));
+    }
+    // Through JSON, because the crate's activation type is private to it.
+    let config = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    config.ok_or_else(|| Error::RustBert(format!("{} is not a configuration it accepts", path.display())))
 }
 
 /// Compares the configuration with the file: rust-bert sets aside what the configuration

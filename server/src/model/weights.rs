@@ -75,7 +75,7 @@ pub enum Error {
 }
 
 /// The header of a safetensors file is limited to this by its specification.
-const MAX_HEADER: u64 = 100_000_000;
+pub(crate) const MAX_HEADER: u64 = 100_000_000;
 
 #[derive(Debug)]
 struct Shard {
@@ -333,29 +333,72 @@ impl Weights {
         Ok((shard, info))
     }
 
-    /// The tensor `name`, which may have TensorFlow's name in the file, without its values.
-    pub fn describe(&self, name: &str) -> Result<space::Tensor, Error> {
+    /// What the tensor `name` is called here: some files keep TensorFlow's names of a `LayerNorm`'s two.
+    fn published(&self, name: &str) -> String {
         let old =
             name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
-        let in_file = |name: &str| format!("{}{name}", self.prefix);
-        let found = [in_file(name), in_file(&old)].into_iter().find(|name| self.places.contains_key(name));
-        let info = |name: &str| {
-            let shard = self.shards.get(*self.places.get(name)?)?;
-            Some((shard, shard.metadata.info(name)?))
+        if !self.contains(name) && self.contains(&old) { old } else { name.to_owned() }
+    }
+
+    /// The tensor `name`, which may have TensorFlow's name in the file, without its values.
+    pub fn describe(&self, name: &str) -> Result<space::Tensor, Error> {
+        self.described(name, |shard, info| Ok(Sha256::digest(shard.bytes(info)?).into()))
+    }
+
+    /// The same where the hash of its values is known already; nothing where it is not.
+    pub fn describe_known(&self, name: &str) -> Option<space::Tensor> {
+        let unknown = |shard: &Shard, _: &TensorInfo| {
+            let problem = "its tensors were not hashed".to_owned();
+            Err(Error::Damaged { path: shard.path.clone(), problem })
         };
-        let Some((in_file, (shard, info))) = found.and_then(|name| Some((name.clone(), info(&name)?))) else {
+        self.described(name, unknown).ok()
+    }
+
+    fn described(
+        &self,
+        name: &str,
+        hash: impl FnOnce(&Shard, &TensorInfo) -> Result<space::Digest, Error>,
+    ) -> Result<space::Tensor, Error> {
+        let in_file = format!("{}{}", self.prefix, self.published(name));
+        let found = self.places.get(&in_file).and_then(|&index| self.shards.get(index));
+        let Some((shard, info)) = found.and_then(|shard| Some((shard, shard.metadata.info(&in_file)?)))
+        else {
             return Err(Error::Tensor {
                 path: self.shards.first().map(|shard| shard.path.clone()).unwrap_or_default(),
-                tensor: in_file(name),
+                tensor: in_file,
                 problem: "is missing".into(),
             });
         };
         let sha256 = match self.digests.get(&in_file) {
             Some(digest) => digest,
-            None => Sha256::digest(shard.bytes(info)?).into(),
+            None => hash(shard, info)?,
         };
         let (dtype, shape) = (format!("{:?}", info.dtype), info.shape.clone());
         Ok(space::Tensor { name: name.to_owned(), dtype, shape, sha256 })
+    }
+
+    /// As what the tensor `name`, which may have TensorFlow's name in the file, is stored. It has to have this shape,
+    /// and numbers that can be read. Reads nothing of it.
+    pub fn dtype(&self, name: &str, shape: &[i64]) -> Result<Dtype, Error> {
+        let name = self.published(name);
+        let (shard, info) = self.find(&name, shape)?;
+        match info.dtype {
+            Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(info.dtype),
+            other => Err(self.unsupported(shard, &name, other)),
+        }
+    }
+
+    fn unsupported(&self, shard: &Shard, name: &str, dtype: Dtype) -> Error {
+        Error::Tensor {
+            path: shard.path.clone(),
+            tensor: format!("{}{name}", self.prefix),
+            problem: format!("has dtype {dtype:?}; supported: F32, F16, BF16"),
+        }
+    }
+
+    /// How many tensors there are.
+    pub fn count(&self) -> usize {
+        self.places.len()
     }
 
     /// Whether the tensor `name` is there, with this shape: for those who set aside memory
@@ -383,21 +426,20 @@ impl Weights {
 
     /// The numbers in bytes of the tensor `name`, which have to be finite.
     fn numbers(&self, shard: &Shard, name: &str, info: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>, Error> {
-        let wrong = |problem| Error::Tensor {
-            path: shard.path.clone(),
-            tensor: format!("{}{name}", self.prefix),
-            problem,
-        };
         let values: Vec<f32> = match info.dtype {
             Dtype::F32 => numbers(bytes, f32::from_le_bytes),
             Dtype::F16 => numbers(bytes, |two| f16::from_le_bytes(two).to_f32()),
             Dtype::BF16 => numbers(bytes, |two| bf16::from_le_bytes(two).to_f32()),
-            other => return Err(wrong(format!("has dtype {other:?}; supported: F32, F16, BF16"))),
+            other => return Err(self.unsupported(shard, name, other)),
         };
         if values.iter().all(|value| value.is_finite()) {
             Ok(values)
         } else {
-            Err(wrong("has values that are not finite (NaN or infinity)".into()))
+            Err(Error::Tensor {
+                path: shard.path.clone(),
+                tensor: format!("{}{name}", self.prefix),
+                problem: "has values that are not finite (NaN or infinity)".into(),
+            })
         }
     }
 

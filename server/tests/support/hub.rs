@@ -548,7 +548,7 @@ fn file(request: &Request, blob: &Blob, tree: &Tree, fault: Option<&Fault>) -> A
             .and_then(|bounds| bounds.split_once('-'))
             .expect("one range of bytes");
         let first: usize = first.parse().expect("a first byte");
-        (first, last.parse().unwrap_or(size - 1))
+        (first, last.parse().unwrap_or(usize::MAX).min(size.saturating_sub(1)))
     });
     let (status, first, last) = match (range, fault) {
         (None, _) | (_, Some(Fault::IgnoreRange | Fault::CutFromStart(_))) => {

@@ -55,6 +55,11 @@ const HEADS: &[(&str, Head)] = &[
     ("Qwen3ForSequenceClassification", Head::LastToken("score")),
 ];
 
+/// Their names.
+pub fn classes() -> impl Iterator<Item = &'static str> {
+    HEADS.iter().map(|(class, _)| *class)
+}
+
 #[derive(Default, Deserialize)]
 struct Class {
     architectures: Option<Vec<String>>,
@@ -98,7 +103,7 @@ pub(super) fn read(
     }
     let class = found.map_or("", String::as_str);
     let Some((_, head)) = HEADS.iter().find(|(known, _)| *known == class) else {
-        let known: Vec<_> = HEADS.iter().map(|(class, _)| *class).collect();
+        let known: Vec<_> = classes().collect();
         let problem = format!("class \"{class}\" is not supported; supported: {}", known.join(", "));
         return Err(unsupported(&file, problem));
     };

@@ -2,7 +2,6 @@
 //! (first), multi-qa …
 
 use super::fields::{Fields, most};
-use super::jina;
 use crate::model::encoder::{
     Biases, Distances, Encoder, Heads, HiddenAct, Learned, Names, Norm, NormKind, Order, QueryKeyValue, Up,
 };
@@ -92,9 +91,6 @@ impl Sizes {
 }
 
 pub(super) fn read(fields: Fields<'_>) -> Result<Encoder, String> {
-    if fields.text_or("position_embedding_type", "absolute")? == "alibi" {
-        return jina::read(fields);
-    }
     fields.only("position_embedding_type", &["absolute".into()])?;
     if fields.flag_or("is_decoder", false)? {
         return Err("a BERT decoder (is_decoder: true) makes no embeddings".into());

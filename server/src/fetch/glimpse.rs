@@ -1,0 +1,284 @@
+//! As much of a repository as tells what it is: its settings, its tokenizer, and the headers of its weights.
+//!
+//! # Guarantees
+//! - Nothing is written but into a temporary directory, which goes with the [`Glimpse`].
+//! - What the caches have is not fetched.
+//! - Settings are verified as those of a fetch are. Headers cannot be: the hub's hash is of the whole file.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::bring::Unresolved;
+use super::client::{self, Client};
+use super::download::{Downloader, Origin};
+use super::hf_cache::Snapshot;
+use super::list::{List, Wanted};
+use super::retry::Patience;
+use super::select::{self, Chosen};
+use super::{Cache, Error, Hub, Place, Progress, Repo, Source};
+use crate::model::Directory as ModelDirectory;
+use crate::model::weights::MAX_HEADER;
+
+/// What is asked for of a file of weights at first; most headers are shorter.
+const FIRST: u64 = 64 << 10;
+/// How the names of weights end that have a header.
+const SAFETENSORS: &str = ".safetensors";
+
+/// What is seen of a repository.
+#[derive(Debug)]
+pub struct Glimpse {
+    /// Its files. Of weights that are not on this machine, those that have a header have nothing else in them.
+    pub directory: PathBuf,
+    /// The commit that the revision stands for.
+    pub commit: String,
+    /// Where they were found.
+    pub place: Found,
+    /// Sizes of pickled weights by name, where there are no others.
+    pub pickled: BTreeMap<String, u64>,
+    /// How much came over the network.
+    pub downloaded_bytes: u64,
+    /// Removed with this.
+    temporary: Option<TempDir>,
+}
+
+/// Where a repository's files were found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// In the cache.
+    Cache,
+    /// In that of Hugging Face's own libraries.
+    HfCache,
+    /// At the hub.
+    Hub,
+}
+
+impl Found {
+    /// For people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cache => "in the cache",
+            Self::HfCache => "in the Hugging Face cache",
+            Self::Hub => "not here: at the hub",
+        }
+    }
+}
+
+impl Glimpse {
+    /// Whether it lies in a directory that nobody knows.
+    pub const fn is_temporary(&self) -> bool {
+        self.temporary.is_some()
+    }
+}
+
+/// Looks at `source`: in the caches, or else at the hub. Without a hub, nothing where the caches do not have it.
+pub async fn glimpse(
+    cache: &Cache,
+    source: &Source,
+    hub: Option<&Hub>,
+    progress: &mut dyn Progress,
+) -> Result<Option<Glimpse>, Error> {
+    let Some(hub) = hub else { return here(cache, source) };
+    if source.commit().is_some()
+        && let Some(found) = here(cache, source)?
+    {
+        return Ok(Some(found));
+    }
+    let client = Client::new(hub)?;
+    let list = match client.list(source, hub, progress).await {
+        Ok(list) => list,
+        Err(error) if error.is_passing() => {
+            let Some(found) = here(cache, source)? else { return Err(error) };
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                commit = found.commit,
+                "hub does not answer, using the commit that the revision last stood for"
+            );
+            return Ok(Some(found));
+        }
+        Err(error) => return Err(error),
+    };
+    let pinned = Source::new(source.repo.clone(), &list.commit)?;
+    if let Some(found) = here(cache, &pinned)? {
+        return Ok(Some(found));
+    }
+    at_hub(&client, hub, &pinned, &list, progress).await.map(Some)
+}
+
+/// What the caches have.
+fn here(cache: &Cache, source: &Source) -> Result<Option<Glimpse>, Error> {
+    if let Some(found) = cache.lookup(source, None)? {
+        return Ok(Some(Glimpse {
+            directory: found.directory,
+            commit: found.commit,
+            place: Found::Cache,
+            pickled: BTreeMap::new(),
+            downloaded_bytes: 0,
+            temporary: None,
+        }));
+    }
+    let Some(snapshot) = cache.snapshot_of(source) else { return Ok(None) };
+    match in_snapshot(&source.repo, &snapshot) {
+        Ok(found) => Ok(Some(found)),
+        Err(error) => {
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "the Hugging Face cache has not all of the model"
+            );
+            Ok(None)
+        }
+    }
+}
+
+/// A temporary directory, named as in a cache: the name of some models decides on what they are.
+fn temporary(repo: &Repo, commit: &str) -> Result<(TempDir, PathBuf), Error> {
+    let root = std::env::temp_dir();
+    let temporary = TempDir::new().map_err(Error::io("making a temporary directory in", &root))?;
+    let directory = Place::commit(repo, commit).complete(temporary.path());
+    make(&directory)?;
+    Ok((temporary, directory))
+}
+
+fn make(folder: &Path) -> Result<(), Error> {
+    fs::create_dir_all(folder).map_err(Error::io("creating", folder))
+}
+
+fn size(wanted: &Wanted) -> u64 {
+    wanted.size.unwrap_or_default()
+}
+
+/// Links to the files of a snapshot.
+fn in_snapshot(repo: &Repo, snapshot: &Snapshot) -> Result<Glimpse, Error> {
+    let list = snapshot.list()?;
+    let (temporary, directory) = temporary(repo, snapshot.commit())?;
+    let path_of = |file: &str| -> Result<PathBuf, Error> {
+        let wanted = list.wanted(file, "the Hugging Face cache")?;
+        snapshot.find(&wanted).ok_or_else(|| snapshot.error(format!("{file} is not there")))
+    };
+    let has = |file: &str| list.has(file);
+    let mut leads = BTreeMap::new();
+    for lead in select::leads(has) {
+        let path = path_of(lead)?;
+        leads.insert(lead, fs::read(&path).map_err(Error::io("reading", &path))?);
+    }
+    let Chosen { files, pickled } =
+        select::files(repo.as_str(), has, |name| leads.get(name).map(Vec::as_slice))?;
+    let mut sizes = BTreeMap::new();
+    for file in files {
+        let (from, to) = (path_of(&file)?, directory.join(&file));
+        if pickled.contains(&file) {
+            sizes.insert(file, from.metadata().map_or(0, |found| found.len()));
+            continue;
+        }
+        make(to.parent().unwrap_or(&directory))?;
+        std::os::unix::fs::symlink(&from, &to).map_err(Error::io("linking", &to))?;
+    }
+    // What no cache could mend is told by whoever reads it.
+    if sizes.is_empty() && ModelDirectory::read(&directory).is_ok() {
+        snapshot.check_complete(&directory)?;
+    }
+    Ok(Glimpse {
+        directory,
+        commit: snapshot.commit().to_owned(),
+        place: Found::HfCache,
+        pickled: sizes,
+        downloaded_bytes: 0,
+        temporary: Some(temporary),
+    })
+}
+
+/// Fetches what is small.
+async fn at_hub(
+    client: &Client,
+    hub: &Hub,
+    pinned: &Source,
+    list: &List,
+    progress: &mut dyn Progress,
+) -> Result<Glimpse, Error> {
+    let (repo, commit) = (&pinned.repo, list.commit.as_str());
+    let (temporary, directory) = temporary(repo, commit)?;
+    let host = client::origin(&hub.endpoint);
+    let mut progress = Unresolved(progress);
+    let mut downloader = Downloader {
+        client,
+        hub,
+        origin: Origin::Commit(repo, commit),
+        directory: &directory,
+        manifest: None,
+        received: 0,
+    };
+    let has = |file: &str| list.has(file);
+    let mut leads = BTreeMap::new();
+    for lead in select::leads(has) {
+        downloader.take(&list.wanted(lead, &host)?, &mut progress).await?;
+        let path = directory.join(lead);
+        leads.insert(lead, fs::read(&path).map_err(Error::io("reading", &path))?);
+    }
+    let Chosen { files, pickled } =
+        select::files(repo.as_str(), has, |name| leads.get(name).map(Vec::as_slice))?;
+    let mut sizes = BTreeMap::new();
+    for file in &files {
+        let wanted = list.wanted(file, &host)?;
+        if pickled.contains(file) {
+            sizes.insert(file.clone(), size(&wanted));
+        } else if file.ends_with(SAFETENSORS) {
+            downloader.received += header(client, hub, pinned, &wanted, &directory, &mut progress).await?;
+        } else {
+            downloader.take(&wanted, &mut progress).await?;
+        }
+    }
+    let downloaded_bytes = downloader.received;
+    Ok(Glimpse {
+        directory,
+        commit: commit.to_owned(),
+        place: Found::Hub,
+        pickled: sizes,
+        downloaded_bytes,
+        temporary: Some(temporary),
+    })
+}
+
+/// Makes a file that is as long as the weights and has their header; tells how much came over the network.
+async fn header(
+    client: &Client,
+    hub: &Hub,
+    pinned: &Source,
+    wanted: &Wanted,
+    directory: &Path,
+    progress: &mut dyn Progress,
+) -> Result<u64, Error> {
+    let mut patience = Patience::new(hub);
+    let (bytes, received) = loop {
+        match header_once(client, pinned, wanted).await {
+            Ok(header) => break header,
+            Err(error) if client.worth_retrying(&error) => {
+                patience.next_try(&wanted.path, error, progress).await?;
+            }
+            Err(error) => return Err(error),
+        }
+    };
+    let path = directory.join(&wanted.path);
+    make(path.parent().unwrap_or(directory))?;
+    // The rest is a hole, which takes no room.
+    let write = |mut file: File| file.write_all(&bytes).and_then(|()| file.set_len(size(wanted)));
+    File::create(&path).and_then(write).map_err(Error::io("writing", &path))?;
+    Ok(received)
+}
+
+async fn header_once(client: &Client, pinned: &Source, wanted: &Wanted) -> Result<(Vec<u8>, u64), Error> {
+    let (repo, commit) = (&pinned.repo, pinned.revision());
+    let size = size(wanted);
+    let bytes = client.beginning(repo, commit, &wanted.path, FIRST.min(size)).await?;
+    let received = bytes.len() as u64;
+    let header = bytes.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+    // What is no header is told of when it is read.
+    if header > MAX_HEADER || header.saturating_add(8) > size || header + 8 <= received {
+        return Ok((bytes, received));
+    }
+    let bytes = client.beginning(repo, commit, &wanted.path, header + 8).await?;
+    let received = received + bytes.len() as u64;
+    Ok((bytes, received))
+}

@@ -28,6 +28,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as Stored, TensorView};
 use serde_json::Value;
 use support::cosine;
+use support::directory::copied;
 
 /// The bound of float32.
 const BOUND: f64 = 0.99999;
@@ -373,25 +374,6 @@ fn mutations(path: &Path, mut check: impl FnMut(&Path, &Value) -> Change) {
         *counts.entry(check(copy.path(), mutation)).or_default() += 1;
     }
     println!("  settings changed: {counts:?}");
-}
-
-/// A copy of a directory.
-fn copied(path: &Path) -> tempfile::TempDir {
-    fn copy(from: &Path, to: &Path) {
-        for entry in fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            let target = to.join(entry.file_name());
-            if entry.file_type().unwrap().is_dir() {
-                fs::create_dir(&target).unwrap();
-                copy(&entry.path(), &target);
-            } else {
-                fs::copy(entry.path(), target).unwrap();
-            }
-        }
-    }
-    let copy_of = tempfile::tempdir().unwrap();
-    copy(path, copy_of.path());
-    copy_of
 }
 
 /// A copy whose linear layers' weights are half as large, as those of trained models are, where they are in float32.

@@ -292,15 +292,19 @@ impl Directory {
         let max_tokens = sentence_bert
             .max_seq_length
             .or_else(|| {
-                tokenizer
-                    .model_max_length
-                    .filter(|&n| n >= 1.0 && n < f64::from(u32::MAX))
-                    .map(|n| n as usize)
+                tokenizer.model_max_length.filter(|&n| n >= 1.0 && n <= LONGEST as f64).map(|n| n as usize)
             })
             .into_iter()
             .chain(longest)
             .min()
             .unwrap_or(UNLIMITED);
+        // Without a limit of its own (T5), a model would have tables made for as many.
+        if max_tokens > LONGEST {
+            return Err(unsupported(
+                &path.join("sentence_bert_config.json"),
+                format!("max_seq_length {max_tokens} is more than {LONGEST}, beyond which no model goes"),
+            ));
+        }
         if max_tokens < 3 {
             return Err(unsupported(
                 &path.join("sentence_bert_config.json"),
@@ -413,6 +417,8 @@ fn json_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
 const MODULES: &str = "modules.json";
 /// The longest text of a model that has no limit of its own, where no file sets one: T5 was trained with 512.
 const UNLIMITED: usize = 512;
+/// The longest text of any model.
+const LONGEST: usize = 1 << 20;
 const NOT_A_MODEL: &str = "is this the directory of a Hugging Face model?";
 
 fn read_encoder(path: &Path) -> Result<Encoder, Error> {

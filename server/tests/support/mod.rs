@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, reason = "each test binary is its own crate")]
 
 pub mod ask;
+pub mod directory;
 pub mod golden;
 pub mod process;
 pub mod tiny;

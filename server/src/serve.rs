@@ -25,6 +25,7 @@ use crate::fetch::{self, Fetched, Log, Progress, Source};
 use crate::kernels::cpu::Cpu;
 use crate::memory;
 use crate::metrics::Metrics;
+use crate::model::memory::Memory;
 use crate::model::weights::Weights;
 use crate::model::{self, Directory};
 use crate::models::{self, Added, LoadError, Models, Origin, Settings, Slot, Spec, State, one_line};
@@ -313,11 +314,31 @@ impl Loader {
         }
     }
 
+    /// Tells what the model will take, before it does: a process that is killed for its memory tells nothing.
+    fn tell_memory(&self, spec: &Spec, directory: &Directory) -> Result<(), model::Error> {
+        let preference = self.settings.preference;
+        let plan = model::Plan::decide(preference, model::Machine::for_choice(preference))?;
+        let needed = Memory::estimate(directory, plan);
+        let needed_mib = needed.of_process() >> 20;
+        tracing::info!(model = spec.name, needed_mib, "loading");
+        let room = memory::limit().zip(memory::resident()).map(|(limit, taken)| limit.saturating_sub(taken));
+        if let Some(room) = room.filter(|&room| needed.of_process() > room) {
+            tracing::warn!(
+                model = spec.name,
+                needed_mib,
+                room_mib = room >> 20,
+                "it may not fit: raise the memory limit, or serve fewer or smaller models"
+            );
+        }
+        Ok(())
+    }
+
     fn start(&self, task: &Task, path: &Path, origin: String) -> Result<(), LoadError> {
         let Task { slot, spec, .. } = task;
         self.models.set(slot, State::Loading { step: "reading its files".into() });
         let (begun, before) = (Instant::now(), memory::private());
         let directory = Directory::read(path)?;
+        self.tell_memory(spec, &directory)?;
         let loaded = models::load(directory, origin, self.settings.preference, &spec.manner)?;
         let about = loaded.about.clone();
         self.models.serve(slot, loaded, &self.settings, &self.pool, &self.metrics)?;

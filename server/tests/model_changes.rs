@@ -131,6 +131,18 @@ fn memory_of_a_model_is_free_when_it_was_unloaded() {
         assert_eq!(unload(&server, "mini").status, 200);
         taken.push((with, server.memory().now));
     }
+    let log = server.log();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let told: Vec<_> = lines.filter(|line| line["model"] == "mini").collect();
+    let of = |message: &str, field: &str| {
+        let line = told.iter().find(|line| line["message"] == message);
+        line.and_then(|line| line[field].as_u64())
+            .unwrap_or_else(|| panic!("no {field} of {message}:\n{log}"))
+    };
+    let (needed, taken_mib) = (of("loading", "needed_mib"), of("ready", "memory_mib"));
+    assert!((80..=needed).contains(&taken_mib), "{taken_mib} of {needed} MiB");
+    assert!(log.contains("resident_mib") && log.contains("limit_mib"), "{log}");
+
     // Its weights are 90 MB. What the first one leaves behind is the allocator's; nothing is added to it.
     let (with, after) = taken[3];
     assert!(after + 40 < with, "{taken:?}");

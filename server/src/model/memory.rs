@@ -25,6 +25,11 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// What the model takes of the machine's own memory while it is loaded, beside what any server takes.
+    pub const fn of_process(&self) -> u64 {
+        self.total - OTHER
+    }
+
     /// Of a model that is computed as the plan says.
     pub fn estimate(directory: &Directory, plan: Plan) -> Self {
         let narrow = match plan.dtype {

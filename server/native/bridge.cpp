@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
@@ -315,12 +316,19 @@ char *embedding_segment_reduce(const at::Tensor *rows, const int64_t *lengths, i
   });
 }
 
+char *embedding_release_gpu_memory(void) {
+  return guarded([] { at::getDeviceAllocator(at::kCUDA)->emptyCache(); });
+}
+
 char *embedding_enter_inference_mode(void) {
   return guarded([] { static thread_local c10::InferenceMode mode(true); });
 }
 
 char *embedding_use_gpu(int64_t index) {
   return guarded([&] {
+    // cuDNN's attention is compiled anew for every shape of a batch, of which no two are alike here, and what was
+    // compiled is kept for ever.
+    at::globalContext().setSDPUseCuDNN(false);
     const c10::impl::VirtualGuardImpl gpus(c10::DeviceType::CUDA);
     const auto device = device_of(index);
     gpus.setDevice(device);

@@ -52,6 +52,9 @@ char *embedding_enter_inference_mode(void);
 // From now on the calling thread computes on this GPU, in a stream of its own.
 char *embedding_use_gpu(int64_t index);
 
+// Gives back the memory of GPUs that is kept for later tensors.
+char *embedding_release_gpu_memory(void);
+
 // Whole numbers on a device, whose index is -1 for the CPU; to a GPU they are copied while the thread goes on.
 char *embedding_whole_numbers(const int64_t *values, int64_t count, int64_t gpu, at::Tensor **out);
 

@@ -61,6 +61,9 @@ pub enum Error {
     /// A device has not enough memory for it.
     #[error("the device has not enough memory: {0}")]
     OutOfMemory(String),
+    /// A device failed, for good: every later call fails, too.
+    #[error("the GPU has failed, and this process can use it no more: {0}")]
+    DeviceFailed(String),
     /// `LibTorch` failed.
     #[cfg(feature = "torch")]
     #[error("LibTorch failed: {}", first_line(.0))]
@@ -71,14 +74,34 @@ pub enum Error {
     RustBert(String),
 }
 
+/// How CUDA says that there is no memory; cuBLAS, which wants some for itself, has words of its own.
+#[cfg(feature = "torch")]
+const OUT_OF_MEMORY: [&str; 3] =
+    ["out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED"];
+/// How CUDA says that the process can do no more with a GPU (CUDA Runtime API, `cudaError`: those after which "the
+/// process must be terminated and relaunched").
+#[cfg(feature = "torch")]
+const FOR_GOOD: [&str; 9] = [
+    "illegal memory access",
+    "illegal instruction",
+    "misaligned address",
+    "invalid program counter",
+    "unspecified launch failure",
+    "device-side assert",
+    "hardware stack error",
+    "uncorrectable ECC error",
+    "launch timed out",
+];
+
 #[cfg(feature = "torch")]
 impl From<TchError> for Error {
     fn from(error: TchError) -> Self {
         let line = first_line(&error);
         // LibTorch has a class for it, of which tch keeps the message.
-        // cuBLAS, for which CUDA itself is not out of it, has words of its own.
-        if line.contains("out of memory") || line.contains("CUBLAS_STATUS_ALLOC_FAILED") {
+        if OUT_OF_MEMORY.iter().any(|words| line.contains(words)) {
             Self::OutOfMemory(line)
+        } else if FOR_GOOD.iter().any(|words| line.contains(words)) {
+            Self::DeviceFailed(line)
         } else {
             Self::Torch(error)
         }
@@ -713,6 +736,21 @@ pub fn set_operator_threads(threads: usize) {
 /// Without `LibTorch`, a forward has one thread.
 #[cfg(not(feature = "torch"))]
 pub const fn set_operator_threads(_: usize) {}
+
+/// Gives back the memory of devices on which a model was.
+#[cfg(feature = "torch")]
+pub fn release_memory(device: Device) -> Result<(), Error> {
+    match device {
+        Device::Cpu => Ok(()),
+        Device::Cuda(..) => Ok(torch::release_gpu_memory()?),
+    }
+}
+
+/// CPUs keep none.
+#[cfg(not(feature = "torch"))]
+pub const fn release_memory(_: Device) -> Result<(), Error> {
+    Ok(())
+}
 
 /// Prepares the calling thread for forwards: no autograd bookkeeping.
 #[cfg(feature = "torch")]

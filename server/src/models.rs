@@ -469,26 +469,33 @@ impl Models {
         Ok(())
     }
 
-    /// Serves a model no more: who asks from now on does not find it, what is in line is still embedded, and what
-    /// loads it lets go. Returns when its threads have ended, which may be a while.
+    /// Serves a model, by any of its names, no more: who asks from now on does not find it, what is in line is still
+    /// embedded, and what loads it lets go as soon as it can. Returns when its threads have ended, which may be a while.
     pub fn remove(&self, name: &str) -> Result<(), Error> {
         self.changes()?;
         let mut entries = self.entries_mut();
-        let Some(place) = entries.iter().position(|entry| &*entry.name == name) else {
+        let Some(place) = entries.iter().position(|entry| entry.answers_to(name)) else {
             return Err(Error::Unknown { name: name.to_owned(), served: names(&entries) });
         };
         let Entry { slot, state, .. } = entries.remove(place);
         drop(entries);
         slot.unwanted.cancel();
-        if let State::Ready(embedder) = state {
-            embedder.close();
-        }
+        let device = match state {
+            State::Ready(embedder) => {
+                embedder.close();
+                embedder.about().plan.device
+            }
+            State::Loading { .. } | State::Failed { .. } => Device::Cpu,
+        };
         let find =
             |running: &mut Vec<Running>| running.iter_mut().find(|it| it.id == slot.id)?.workers.take();
         let workers = find(&mut self.running());
         if let Some(workers) = workers {
             workers.join();
             self.running().retain(|it| it.id != slot.id);
+            if let Err(error) = model::release_memory(device) {
+                tracing::warn!(%error, "memory of GPUs is kept for later models");
+            }
         }
         Ok(())
     }
@@ -539,7 +546,7 @@ impl Models {
         self.running().iter().filter_map(why).collect()
     }
 
-    /// Takes a model into service: starts its workers and marks it ready, if it is still wanted.
+    /// Takes a model into service, if it is still wanted: starts its workers and marks it ready. Whether it was.
     pub fn serve(
         &self,
         slot: &Slot,
@@ -547,9 +554,9 @@ impl Models {
         settings: &Settings,
         pool: &Arc<Pool>,
         metrics: &Arc<Metrics>,
-    ) -> Result<(), LoadError> {
+    ) -> Result<bool, LoadError> {
         let Loaded { models, tokenizer, about } = loaded;
-        let Some(name) = self.name(slot) else { return Ok(()) };
+        let Some(name) = self.name(slot) else { return Ok(false) };
         let threads = match (about.plan.device, about.plan.implementation) {
             (Device::Cuda(..), _) => Threads { workers: settings.forwards_on_gpu, per_worker: 1 },
             // Its forwards have one thread each: as many forwards, instead, as threads were asked for.
@@ -597,12 +604,12 @@ impl Models {
             drop(entries);
             embedder.close();
             workers.join();
-            return Ok(());
+            return Ok(false);
         };
         let heartbeats = workers.heartbeats();
         self.running().push(Running { id: slot.id, name, heartbeats, workers: Some(workers) });
         entry.state = State::Ready(Arc::new(embedder));
-        Ok(())
+        Ok(true)
     }
 
     /// Takes no new texts and waits until what is in line was embedded.

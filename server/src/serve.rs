@@ -208,6 +208,7 @@ impl Loader {
                 let name = &task.spec.name;
                 match self.load(&task) {
                     Ok(()) | Err(Trouble::Unwanted) => {}
+                    Err(_) if task.slot.unwanted().is_cancelled() && !self.stop.is_cancelled() => {}
                     Err(Trouble::Stopping) => return Ok(()),
                     Err(Trouble::Fatal(error)) => return Err(error),
                     Err(Trouble::Lasting(why)) => {
@@ -321,7 +322,7 @@ impl Loader {
         let needed = Memory::estimate(directory, plan);
         let needed_mib = needed.of_process() >> 20;
         tracing::info!(model = spec.name, needed_mib, "loading");
-        let room = memory::limit().zip(memory::resident()).map(|(limit, taken)| limit.saturating_sub(taken));
+        let room = memory::limit().zip(memory::private()).map(|(limit, taken)| limit.saturating_sub(taken));
         if let Some(room) = room.filter(|&room| needed.of_process() > room) {
             tracing::warn!(
                 model = spec.name,
@@ -341,7 +342,12 @@ impl Loader {
         self.tell_memory(spec, &directory)?;
         let loaded = models::load(directory, origin, self.settings.preference, &spec.manner)?;
         let about = loaded.about.clone();
-        self.models.serve(slot, loaded, &self.settings, &self.pool, &self.metrics)?;
+        if slot.unwanted().is_cancelled()
+            || !self.models.serve(slot, loaded, &self.settings, &self.pool, &self.metrics)?
+        {
+            tracing::info!(model = spec.name, "unloaded while it was loaded");
+            return Ok(());
+        }
         let memory = memory::private().zip(before).map(|(now, before)| now.saturating_sub(before));
         tracing::info!(
             model = spec.name,

@@ -124,6 +124,9 @@ const RARE: usize = 2;
 /// between.
 const MOST_SPARE: usize = 7;
 
+/// After which pauses a text is tried again for which its device had no memory.
+const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(200)];
+
 /// A receiver for each text of a request.
 pub type Receivers = Vec<oneshot::Receiver<Result<Vec<f32>, Error>>>;
 
@@ -303,7 +306,7 @@ impl Heartbeats {
     pub fn stuck(&self, now: Instant, deadline: Duration) -> Option<String> {
         self.begun.iter().enumerate().find_map(|(worker, begun)| match begun.load(Ordering::Relaxed) {
             IDLE => None,
-            DEAD => Some(format!("worker {worker} has died")),
+            DEAD => Some(format!("worker {worker} has died, or its GPU has failed")),
             begun => {
                 let age =
                     now.saturating_duration_since(self.epoch).saturating_sub(Duration::from_nanos(begun - 1));
@@ -357,36 +360,40 @@ impl Workers {
             handles.push(model);
         }
         let heartbeats = Heartbeats::new(handles.len());
-        let threads = handles
-            .into_iter()
-            .enumerate()
-            .map(|(index, model)| {
-                let mut thread = Worker {
-                    index,
-                    model,
-                    dimensions,
-                    queue: Arc::clone(queue),
-                    heartbeats: Arc::clone(&heartbeats),
-                    on_batch: Arc::clone(on_batch),
-                };
-                std::thread::Builder::new()
-                    .name(format!("embed-{name}-{index}"))
-                    .spawn(move || {
-                        model::set_operator_threads(threads.per_worker.max(1));
-                        if let Err(error) = model::enter_inference_mode() {
-                            tracing::warn!(%error, "forwards keep autograd's bookkeeping");
-                        }
-                        if let Err(error) = thread.model.settle() {
-                            tracing::error!(%error, "the thread cannot be prepared for its device");
-                        }
-                        thread.run();
-                    })
-                    .map_err(|error| {
-                        model::Error::Unavailable(format!("cannot start a worker thread: {error}"))
-                    })
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Self { threads, heartbeats })
+        let mut started = Self { threads: Vec::with_capacity(handles.len()), heartbeats };
+        for (index, model) in handles.into_iter().enumerate() {
+            let mut thread = Worker {
+                index,
+                model,
+                dimensions,
+                queue: Arc::clone(queue),
+                heartbeats: started.heartbeats(),
+                on_batch: Arc::clone(on_batch),
+                lost: None,
+            };
+            let spawned =
+                std::thread::Builder::new().name(format!("embed-{name}-{index}")).spawn(move || {
+                    model::set_operator_threads(threads.per_worker.max(1));
+                    if let Err(error) = model::enter_inference_mode() {
+                        tracing::warn!(%error, "forwards keep autograd's bookkeeping");
+                    }
+                    if let Err(error) = thread.model.settle() {
+                        tracing::error!(%error, "the thread cannot be prepared for its device");
+                    }
+                    thread.run();
+                });
+            match spawned {
+                Ok(thread) => started.threads.push(thread),
+                Err(error) => {
+                    // Those that were started would wait for texts for ever.
+                    queue.close();
+                    started.join();
+                    let why = format!("cannot start a worker thread: {error}");
+                    return Err(model::Error::Unavailable(why));
+                }
+            }
+        }
+        Ok(started)
     }
 
     /// The watchdog's view of the threads.
@@ -411,6 +418,8 @@ struct Worker {
     queue: Arc<Queue>,
     heartbeats: Arc<Heartbeats>,
     on_batch: OnBatch,
+    /// Why its device can be used no more, where that is so.
+    lost: Option<String>,
 }
 
 impl Drop for Worker {
@@ -457,7 +466,16 @@ impl Worker {
             return Vec::new();
         }
         let batch: TokenBatch = jobs.iter().map(|job| &job.payload.sequence).collect();
-        match self.forward(&batch, output) {
+        let mut result = self.forward(&batch, output);
+        // Others use the device's memory, too, and may need less of it soon.
+        for pause in if jobs.len() == 1 { PAUSES.as_slice() } else { &[] } {
+            if !matches!(result, Err(Failure::Memory(_))) {
+                break;
+            }
+            std::thread::sleep(*pause);
+            result = self.forward(&batch, output);
+        }
+        match result {
             Ok(values) => {
                 let width =
                     values.len() / if output == Output::Vector { batch.len() } else { batch.tokens() };
@@ -474,9 +492,10 @@ impl Worker {
                 tracing::error!(%error, tokens = batch.tokens(), "a forward failed");
                 vec![Err(match error {
                     Failure::Memory(_) => Error::TooLarge { tokens: batch.tokens() },
-                    Failure::Other(why) => Error::Failed(why),
+                    Failure::Device(why) | Failure::Other(why) => Error::Failed(why),
                 })]
             }
+            Err(Failure::Device(why)) => vec![Err(Error::Failed(why)); jobs.len()],
             // Half of it may fit.
             Err(error @ Failure::Memory(_)) => {
                 tracing::warn!(%error, texts = jobs.len(), tokens = batch.tokens(), "trying the batch by halves");
@@ -493,6 +512,9 @@ impl Worker {
     }
 
     fn forward(&mut self, batch: &TokenBatch, output: Output) -> Result<Vec<f32>, Failure> {
+        if let Some(why) = &self.lost {
+            return Err(Failure::Device(why.clone()));
+        }
         self.heartbeats.begin(self.index);
         // The model's state is its weights, which a forward only reads.
         let result = catch_unwind(AssertUnwindSafe(|| match output {
@@ -503,6 +525,14 @@ impl Worker {
         let values = match result {
             Ok(Ok(values)) => values,
             Ok(Err(error @ model::Error::OutOfMemory(_))) => return Err(Failure::Memory(error.to_string())),
+            Ok(Err(error @ model::Error::DeviceFailed(_))) => {
+                // The watchdog has the server started anew: nothing else helps.
+                let why = error.to_string();
+                tracing::error!(why, "worker {} computes no more", self.index);
+                self.heartbeats.set(self.index, DEAD);
+                self.lost = Some(why.clone());
+                return Err(Failure::Device(why));
+            }
             Ok(Err(error)) => return Err(Failure::Other(error.to_string())),
             Err(panic) => return Err(Failure::Other(format!("panic: {}", panic_line(&*panic)))),
         };
@@ -529,6 +559,9 @@ enum Failure {
     /// Its device had no room for it.
     #[error("{0}")]
     Memory(String),
+    /// Its device can be used no more.
+    #[error("{0}")]
+    Device(String),
     /// Anything else.
     #[error("{0}")]
     Other(String),
@@ -793,6 +826,50 @@ mod tests {
         );
     }
 
+    /// Its device fails at the second batch.
+    #[derive(Clone, Debug)]
+    struct Fails(Arc<AtomicU64>);
+
+    impl Model for Fails {
+        fn embed(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, model::Error> {
+            if self.0.fetch_add(1, Ordering::Relaxed) > 0 {
+                return Err(model::Error::DeviceFailed("an illegal memory access".into()));
+            }
+            Ok(vec![1.0; batch.len() * 8])
+        }
+
+        fn states(&mut self, batch: &TokenBatch) -> Result<Vec<f32>, model::Error> {
+            self.embed(batch)
+        }
+
+        fn share(&self) -> Result<Box<dyn Model>, model::Error> {
+            Ok(Box::new(self.clone()))
+        }
+    }
+
+    #[test]
+    fn a_device_that_has_failed_is_not_asked_again_and_the_watchdog_tells() {
+        let queue = Queue::new(POLICY);
+        let forwards = Arc::<AtomicU64>::default();
+        let on_batch: OnBatch = Arc::new(|_| {});
+        let model = Fails(Arc::clone(&forwards));
+        let workers = Workers::start("fails", vec![Box::new(model)], 8, &queue, ONE, &on_batch).unwrap();
+        let ask = |texts: usize| {
+            let receivers = submit(&queue, vec![vec![1, 2]; texts]).unwrap().1;
+            receivers.into_iter().map(|receiver| receiver.blocking_recv().unwrap()).collect::<Vec<_>>()
+        };
+        assert!(ask(1)[0].is_ok());
+        assert_eq!(workers.heartbeats().stuck(Instant::now(), Duration::from_secs(5)), None);
+        let why = "the GPU has failed, and this process can use it no more: an illegal memory access";
+        for texts in [3, 1] {
+            assert_eq!(ask(texts), vec![Err(Error::Failed(why.into())); texts]);
+            let stuck = workers.heartbeats().stuck(Instant::now(), Duration::from_secs(5));
+            assert_eq!(stuck.unwrap(), "worker 0 has died, or its GPU has failed");
+        }
+        assert_eq!(forwards.load(Ordering::Relaxed), 2);
+        stop(&queue, workers);
+    }
+
     #[test]
     fn a_cancelled_request_costs_no_forward() {
         let fake = Fake::new(8);
@@ -834,6 +911,6 @@ mod tests {
             "a forward on worker 1 has been running for 11 s; the deadline is 10 s"
         );
         heartbeats.set(0, DEAD);
-        assert_eq!(heartbeats.stuck(start, deadline).unwrap(), "worker 0 has died");
+        assert_eq!(heartbeats.stuck(start, deadline).unwrap(), "worker 0 has died, or its GPU has failed");
     }
 }

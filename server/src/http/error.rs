@@ -339,9 +339,7 @@ impl From<models::Error> for ApiError {
             }
             models::Error::Empty => Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_model", message),
             models::Error::Fixed => Self::new(StatusCode::FORBIDDEN, "models_are_fixed", message),
-            models::Error::Taken { .. } => {
-                Self::new(StatusCode::CONFLICT, "model_exists", message).param("load")
-            }
+            models::Error::Taken { .. } => Self::new(StatusCode::CONFLICT, "model_exists", message),
             models::Error::TooMany => Self::new(StatusCode::CONFLICT, "too_many_models", message),
             models::Error::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", message),
         }

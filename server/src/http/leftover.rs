@@ -77,6 +77,11 @@ impl Leftover {
     /// Throws away what is left, or says in the answer that the connection ends.
     pub(super) async fn clear(self, response: &mut Response) {
         let Some(mut body) = self.0.and_then(|mut back| back.try_recv().ok()) else { return };
+        // So long that the rest of it is not worth waiting for.
+        if body.size_hint().lower() > MOST as u64 {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            return;
+        }
         let mut left = MOST;
         let drained = async {
             while !body.is_end_stream() {

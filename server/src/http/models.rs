@@ -221,8 +221,8 @@ pub(super) async fn change(State(shared): SharedState, request: Request) -> Resu
     let (_, change): (_, ModelChange) = json::read(request, &shared.settings).await?;
     match (change.load.clone(), change.unload.clone()) {
         (Some(place), None) => {
-            shared.models.add(change.spec(&place)?)?;
             tracing::info!(load = place, "asked to load a model");
+            shared.models.add(change.spec(&place)?)?;
             Ok((StatusCode::ACCEPTED, Json(List::of(&shared.models))).into_response())
         }
         (None, Some(name)) => {

@@ -13,6 +13,8 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 /// The part of `LibTorch` that computes on GPUs.
 const LIBRARY: &str = "libtorch_cuda.so";
+/// What parts of cuDNN need of the system.
+const COMPRESSION: &str = "libz.so.1";
 /// The driver, whose interface is stable (CUDA driver API).
 const DRIVER: &str = "libcuda.so.1";
 
@@ -83,6 +85,12 @@ fn find() -> Result<Vec<Gpu>, Missing> {
 }
 
 fn usable(gpus: Vec<Gpu>) -> Result<Vec<Gpu>, String> {
+    // cuDNN loads its parts when it is first asked, and ends the process where one of them lacks it.
+    // SAFETY: the system's; it does nothing when it is loaded.
+    let compression = unsafe { Library::open(Some(COMPRESSION), RTLD_NOW) };
+    std::mem::forget(compression.map_err(|_| {
+        format!("{COMPRESSION}, which cuDNN needs, is not here (Debian: apt install zlib1g)")
+    })?);
     // SAFETY: the library is LibTorch's own, of the version that we were linked to; what it does when it is loaded is
     // to register its operators.
     let library = unsafe { Library::open(Some(LIBRARY), RTLD_NOW | RTLD_GLOBAL) };

@@ -42,6 +42,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn embedding_enter_inference_mode() -> *mut c_char;
     fn embedding_use_gpu(index: i64) -> *mut c_char;
+    fn embedding_release_gpu_memory() -> *mut c_char;
     fn embedding_whole_numbers(
         values: *const i64,
         count: i64,
@@ -391,6 +392,12 @@ pub(crate) fn values(tensor: &Tensor) -> Result<Vec<f32>, TchError> {
 pub(crate) fn use_gpu(index: usize) -> Result<(), TchError> {
     // SAFETY: takes a number, which LibTorch checks.
     check(unsafe { embedding_use_gpu(index as i64) })
+}
+
+/// Gives back the memory of GPUs that `LibTorch` keeps for later tensors.
+pub(crate) fn release_gpu_memory() -> Result<(), TchError> {
+    // SAFETY: takes no arguments.
+    check(unsafe { embedding_release_gpu_memory() })
 }
 
 /// Turns off autograd's bookkeeping for the calling thread, for good.

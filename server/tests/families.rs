@@ -541,6 +541,51 @@ families! { ANSWERS, answers:
     qwen3_reranker = "qwen3-reranker",
 }
 
+/// As gte-Qwen2 is published: what ends texts stands in code of the repository, which is not run.
+#[test]
+fn texts_of_qwen2_end_as_the_repositorys_own_code_has_it() {
+    let path = folder("qwen2");
+    let reference = json(&path.join("reference.json"));
+    // A text of no tokens at all is refused.
+    let entries: Vec<_> =
+        reference["texts"].as_array().unwrap().iter().filter(|entry| entry["text"] != "").collect();
+    let made = |processor: fn(&Value) -> Value, settings: Value| {
+        let copy = copied(&path);
+        let file = copy.path().join("tokenizer.json");
+        let mut tokenizer = json(&file);
+        tokenizer["post_processor"] = processor(&tokenizer["post_processor"]);
+        fs::write(&file, tokenizer.to_string()).unwrap();
+        let file = copy.path().join("tokenizer_config.json");
+        let mut config = json(&file);
+        config.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+        fs::write(&file, config.to_string()).unwrap();
+        let opened = Opened::new(copy.path()).unwrap();
+        let all: Vec<_> = entries.iter().map(|entry| ids(&opened.tokens(entry))).collect();
+        (all, space(&opened.directory))
+    };
+    let whole: fn(&Value) -> Value = Value::clone;
+    // Without the template that ends texts.
+    let bare: fn(&Value) -> Value = |processor| processor["processors"][0].clone();
+    let code =
+        serde_json::json!(["tokenization_qwen.Qwen2Tokenizer", "tokenization_qwen.Qwen2TokenizerFast"]);
+    let own = |add: bool, end: Value| serde_json::json!({"auto_map": {"AutoTokenizer": code}, "add_eos_token": add, "eos_token": end});
+    let (text, object) = ("<|endoftext|>".into(), serde_json::json!({"content": "<|endoftext|>"}));
+    let python: Vec<Vec<u32>> =
+        entries.iter().map(|entry| serde_json::from_value(entry["ids"].clone()).unwrap()).collect();
+    let (theirs, their_space) = made(bare, own(true, text));
+    assert_eq!(theirs, python);
+    assert_eq!(made(bare, own(true, object)), (theirs, their_space.clone()));
+    assert_eq!(made(whole, own(true, "<|endoftext|>".into())).0, python, "not twice");
+    // As transformers has it, who was not asked to.
+    let unasked = serde_json::json!({"add_eos_token": true});
+    for (settings, what) in [(own(false, "<|endoftext|>".into()), "not set"), (unasked, "no code of its own")]
+    {
+        let (ids, space) = made(bare, settings);
+        assert!(ids.iter().zip(&python).all(|(ids, python)| ids.last() != python.last()), "{what}");
+        assert_ne!(space, their_space, "{what}");
+    }
+}
+
 #[test]
 fn a_language_model_ranks_where_something_says_so_and_is_refused_otherwise() {
     let reranker = folder("qwen3-reranker");

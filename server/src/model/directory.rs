@@ -186,6 +186,8 @@ pub struct Directory {
     pub max_tokens: usize,
     /// Whether texts are lowercased before they are tokenised.
     pub do_lower_case: bool,
+    /// A token that the repository's own code puts behind every text, where `tokenizer.json` does not.
+    pub end: Option<String>,
     /// Prompts by name.
     pub prompts: BTreeMap<String, String>,
     /// The name of the prompt of texts of which nothing is said.
@@ -213,6 +215,34 @@ struct SentenceBertConfig {
 struct TokenizerConfig {
     // transformers writes 1e30 for "no limit", which is no usize.
     model_max_length: Option<f64>,
+    #[serde(default)]
+    add_eos_token: bool,
+    eos_token: Option<Special>,
+    #[serde(default)]
+    auto_map: serde_json::Value,
+}
+
+/// A special token: its text, or an object with it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Special {
+    Text(String),
+    Token { content: String },
+}
+
+/// The code of gte-Qwen2 and the models after it.
+const QWEN_CODE: &str = "tokenization_qwen.";
+
+impl TokenizerConfig {
+    /// The token that `tokenization_qwen.py` of the repository puts behind every text. It is not run, as nothing in a
+    /// repository is; the class of that name in transformers pays no heed to `add_eos_token`.
+    fn end(self) -> Option<String> {
+        let is_qwens = self.auto_map["AutoTokenizer"].as_array().is_some_and(|classes| {
+            classes.iter().any(|class| class.as_str().is_some_and(|class| class.starts_with(QWEN_CODE)))
+        });
+        let (Special::Text(text) | Special::Token { content: text }) = self.eos_token?;
+        (is_qwens && self.add_eos_token).then_some(text)
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -320,6 +350,7 @@ impl Directory {
             question,
             max_tokens,
             do_lower_case: sentence_bert.do_lower_case,
+            end: tokenizer.end(),
             prompts: prompts.prompts,
             default_prompt_name: prompts.default_prompt_name,
             matryoshka: Vec::new(),
@@ -372,7 +403,7 @@ impl Directory {
             tokenizer: Sha256::digest(&tokenizer).into(),
             lowercase: self.do_lower_case,
             architecture: self.encoder.decides(),
-            modules: std::iter::once(pooling).chain(tail).collect(),
+            modules: self.end.iter().map(|end| format!("end {end}")).chain([pooling]).chain(tail).collect(),
             max_tokens: self.max_tokens,
         };
         Ok(parts.files())

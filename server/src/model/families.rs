@@ -201,7 +201,8 @@ pub const FAMILIES: &[Family] = &[
             Example::with("Qwen/Qwen3-Embedding-0.6B", QWEN3_QUERY, ""),
             Example::with("Alibaba-NLP/gte-Qwen2-1.5B-instruct", GTE_QWEN2_QUERY, ""),
         ],
-        limits: "no sliding windows; no scaling of positions but linear",
+        limits: "no sliding windows; no scaling of positions but linear; texts end as gte-Qwen2's `tokenization_qwen.py` has it, \
+                 which is not run",
         read: qwen::read,
     },
     Family {

@@ -40,11 +40,15 @@ mod tests {
 
     #[test]
     fn what_the_process_takes_is_counted() {
-        let (before, all) = (private().unwrap(), limit().unwrap());
-        let block = vec![1u8; 64 << 20];
-        let after = private().unwrap();
-        assert!(after >= before + (60 << 20), "{before} {after}");
-        assert!(resident().unwrap() >= after && after < all, "{after} {all}");
-        drop(std::hint::black_box(block));
+        let all = limit().unwrap();
+        // Other tests of this process give memory back meanwhile.
+        let counted = (0..20).any(|_| {
+            let before = private().unwrap();
+            let block = vec![1u8; 256 << 20];
+            let after = private().unwrap();
+            drop(std::hint::black_box(block));
+            after >= before + (200 << 20) && after < all
+        });
+        assert!(counted && resident().unwrap() < all);
     }
 }

@@ -202,8 +202,9 @@ impl Loader {
             Some(Task { slot, spec, is_needed: true })
         };
         let mut tasks: Vec<_> = specs.into_iter().filter_map(needed).collect();
+        // What could not be fetched, and when it is to be tried again.
+        let (mut again, mut retry_at) = (Vec::new(), Instant::now());
         loop {
-            let mut again = Vec::new();
             for task in tasks {
                 let name = &task.spec.name;
                 match self.load(&task) {
@@ -220,19 +221,21 @@ impl Loader {
                         tracing::error!(model = name, why, retry_in_s, "cannot be fetched");
                         self.models.set(&task.slot, State::Failed { why });
                         again.push(task);
+                        retry_at = Instant::now() + RETRY_FETCH;
                     }
                 }
             }
             if let Some((resident, limit)) = memory::resident().zip(memory::limit()) {
                 tracing::info!(resident_mib = resident >> 20, limit_mib = limit >> 20, "memory");
             }
-            let Some(next) = self.next(again, added.as_mut()) else { return Ok(()) };
+            let Some(next) = self.next(&mut again, retry_at, added.as_mut()) else { return Ok(()) };
             tasks = next;
         }
     }
 
-    /// Waits for a model that is added, or until those are to be tried `again`. Nothing: there is no more to do.
-    fn next(&self, again: Vec<Task>, added: Option<&mut Added>) -> Option<Vec<Task>> {
+    /// Waits for a model that is added, or until those are to be tried `again`, which then are taken. Nothing: there is
+    /// no more to do.
+    fn next(&self, again: &mut Vec<Task>, retry_at: Instant, added: Option<&mut Added>) -> Option<Vec<Task>> {
         if again.is_empty() && added.is_none() {
             return None;
         }
@@ -242,15 +245,18 @@ impl Loader {
                 None => std::future::pending().await,
             }
         };
+        let is_again = !again.is_empty();
         // The timer is made inside of the runtime, of which this thread is not.
-        let more = async {
+        let next = async {
             tokio::select! {
-                more = more => more.map(|(slot, spec)| vec![Task { slot, spec, is_needed: false }]),
-                () = tokio::time::sleep(RETRY_FETCH), if !again.is_empty() => Some(Vec::new()),
+                more = more => {
+                    let (slot, spec) = more?;
+                    Some(vec![Task { slot, spec, is_needed: false }])
+                }
+                () = tokio::time::sleep_until(retry_at.into()), if is_again => Some(std::mem::take(again)),
             }
         };
-        let more = self.runtime.block_on(self.stop.run_until_cancelled(more))??;
-        Some(more.into_iter().chain(again).collect())
+        self.runtime.block_on(self.stop.run_until_cancelled(next))?
     }
 
     fn load(&self, task: &Task) -> Result<(), Trouble> {

@@ -46,6 +46,8 @@ pub use inspect::Token;
 pub use pair::First;
 use question::Asked;
 
+use crate::disk;
+use crate::model::directory::MAX_TOKENIZER;
 use crate::model::{Directory, Sequence};
 
 /// A text this long is tokenised as it is: finding out what to leave away would cost
@@ -330,7 +332,9 @@ impl Tokenizer {
 
     fn open(path: &Path, max_tokens: usize, lowercase: bool, end: Option<&str>) -> Result<Self, Error> {
         let problem = |problem: String| Error::Load { path: path.to_owned(), problem };
-        let mut inner = tokenizers::Tokenizer::from_file(path).map_err(|error| problem(error.to_string()))?;
+        let bytes = disk::read_small(path, MAX_TOKENIZER).map_err(|error| problem(error.to_string()))?;
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| problem(error.to_string()))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| problem(error.to_string()))?;
         if let Some(end) = end {

@@ -291,6 +291,11 @@ fn parity(name: &str) {
         let rounded = Outputs::one_by_one(&mut *model, &texts);
         let [vector, _] = rounded.least_cosines(&exact, hidden).unwrap();
         assert!((ROUNDED..1.0 - 1e-9).contains(&vector), "{plan:?}: {vector}");
+        // Where texts lie one after the other, none may see another.
+        for (alone, batched) in rounded.vectors.iter().zip(in_one_batch(&mut *model, &texts)) {
+            let cosine = cosine(alone, &batched);
+            assert!(cosine >= ROUNDED, "{plan:?}: in a batch {cosine}");
+        }
         did.push(format!("{} {} {vector:.5} on {}", plan.implementation, plan.dtype, plan.device));
     }
     let later = path.join("config.transformers5.json");

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use embedding_server::kernels::cpu::{Cpu, InstructionSet};
 use embedding_server::model::{DeviceChoice, Directory, Dtype, Implementation, Preference, TokenBatch};
@@ -300,5 +301,47 @@ fn a_tokenizer_of_another_model_is_refused_where_its_ids_are_beyond_the_table() 
             assert!(why.starts_with("tokenizer.json: "), "{name}: {why}");
             assert!(why.contains(&rows.to_string()), "{name}: {why}");
         }
+    }
+}
+
+#[test]
+fn what_is_no_file_or_no_model_is_told_and_does_not_hold_up() {
+    let family = families().into_iter().find(|path| path.ends_with("bert-sharded")).unwrap();
+    let index = "model.safetensors.index.json";
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    let mut long = (17u64 << 20).to_le_bytes().to_vec();
+    long.resize(8 + (17 << 20), b' ');
+    type Lie<'a> = &'a dyn Fn(&Path);
+    let text = |text: &'static str| move |path: &Path| fs::write(path, text).unwrap();
+    let pipe = |path: &Path| {
+        assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    };
+    let endless = |path: &Path| std::os::unix::fs::symlink("/dev/zero", path).unwrap();
+    let lies: [(&str, Lie<'_>, &str); 9] = [
+        ("config.json", &pipe, "cannot be read: is no regular file"),
+        ("modules.json", &endless, "cannot be read: is no regular file"),
+        ("tokenizer.json", &endless, "no such file; the model needs a tokenizer"),
+        (index, &endless, "cannot be read: is no regular file"),
+        (index, &text(r#"{"weight_map": {}}"#), "names no file with weights"),
+        (
+            index,
+            &text("{\"weight_map\": {\"a\": \"\\u001b[31m\"}}"),
+            r#"shard name "\u{1b}[31m" is no plain file name"#,
+        ),
+        ("model-00001-of-00003.safetensors", &pipe, "cannot be read: is no regular file"),
+        ("model-00001-of-00003.safetensors", &text(pointer), "is a pointer of Git LFS, and not the weights"),
+        (
+            "model-00001-of-00003.safetensors",
+            &|path| fs::write(path, &long).unwrap(),
+            "promise a header of 17825792 bytes",
+        ),
+    ];
+    for (file, lie, expected) in lies {
+        let copy = Copy::of(&family);
+        let path = copy.path.join(file);
+        fs::remove_file(&path).unwrap();
+        lie(&path);
+        let why = refused(&copy.path, Implementation::Packed, file);
+        assert!(why.starts_with(&format!("{file}: ")) && why.contains(expected), "{why}");
     }
 }

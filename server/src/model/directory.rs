@@ -18,7 +18,6 @@ mod classifier;
 mod judge;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -28,6 +27,7 @@ use sha2::{Digest as _, Sha256};
 use super::encoder::{Encoder, HiddenAct};
 use super::families;
 use super::pooling::Pooling;
+use crate::disk;
 use crate::scores::{Classifier, Kind};
 use crate::space;
 pub use classifier::classes;
@@ -386,7 +386,8 @@ impl Directory {
     /// the prompts.
     pub fn fingerprint(&self, tensors: Vec<space::Tensor>) -> Result<space::Files, Error> {
         let path = self.path.join("tokenizer.json");
-        let tokenizer = fs::read(&path).map_err(|source| Error::Read { path, source })?;
+        let tokenizer =
+            disk::read_small(&path, MAX_TOKENIZER).map_err(|source| Error::Read { path, source })?;
         let mode = self.pooling.name();
         let pooling = format!("pooling {mode} include_prompt={}", self.pooling.include_prompt);
         let tail = self.unnormalized_tail().iter().map(|module| match module {
@@ -437,7 +438,7 @@ fn json<T: DeserializeOwned>(path: &Path, hint: &'static str) -> Result<T, Error
 }
 
 fn json_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
-    let bytes = match fs::read(path) {
+    let bytes = match disk::read_small(path, MAX_SETTINGS) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(Error::Read { path: path.to_owned(), source }),
@@ -445,6 +446,10 @@ fn json_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     serde_json::from_slice(&bytes).map(Some).map_err(|source| Error::Json { path: path.to_owned(), source })
 }
 
+/// The largest file of settings: what has a line for each of many labels has some hundred kilobytes.
+const MAX_SETTINGS: u64 = 16 << 20;
+/// The largest `tokenizer.json`: those of 256,000 tokens have some 35 MB.
+pub(crate) const MAX_TOKENIZER: u64 = 512 << 20;
 const MODULES: &str = "modules.json";
 /// The longest text of a model that has no limit of its own, where no file sets one: T5 was trained with 512.
 const UNLIMITED: usize = 512;

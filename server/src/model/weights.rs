@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use super::digests::Digests;
 use super::encoder::{Affine, Encoder, Names, Norm, NormKind};
 use crate::convert::{self, Index};
+use crate::disk;
 use crate::space;
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -74,8 +75,14 @@ pub enum Error {
     Torch(#[from] TchError),
 }
 
-/// The header of a safetensors file is limited to this by its specification.
-pub(crate) const MAX_HEADER: u64 = 100_000_000;
+/// The longest header of a file, and of all of them together. Read, it takes 20 times as much memory. The specification
+/// allows 100 MB; a model's has a hundred bytes for each tensor.
+pub(crate) const MAX_HEADER: u64 = 16 << 20;
+const MAX_HEADERS: u64 = 32 << 20;
+/// An index has about as much.
+const MAX_INDEX: u64 = 64 << 20;
+/// How a file begins that stands for one in Git LFS.
+const LFS_POINTER: &[u8] = b"version ";
 
 #[derive(Debug)]
 struct Shard {
@@ -89,7 +96,7 @@ impl Shard {
     fn open(path: &Path) -> Result<Self, Error> {
         let read = |source| Error::Read { path: path.to_owned(), source };
         let damaged = |problem: String| Error::Damaged { path: path.to_owned(), problem };
-        let file = File::open(path).map_err(|source| {
+        let file = disk::open_regular(path).map_err(|source| {
             if source.kind() == io::ErrorKind::NotFound {
                 Error::NoFile { path: path.to_owned(), hint: String::new() }
             } else {
@@ -105,6 +112,12 @@ impl Shard {
         // torch.save writes a zip archive or, before 1.6, a bare pickle (protocol 2).
         if first.starts_with(b"PK\x03\x04") || first.starts_with(&[0x80, 0x02]) {
             return Err(Error::Pickle { path: path.to_owned() });
+        }
+        if first == LFS_POINTER {
+            return Err(damaged(
+                "is a pointer of Git LFS, and not the weights: `git lfs pull` in the repository brings them"
+                    .into(),
+            ));
         }
         let header = u64::from_le_bytes(first);
         if header > MAX_HEADER || header > length - 8 {
@@ -185,6 +198,12 @@ impl Weights {
             return Err(Error::NoFile { path: single, hint: hint.unwrap_or_default() });
         };
         let shards = paths.iter().map(|path| Shard::open(path)).collect::<Result<Vec<_>, _>>()?;
+        let headers: u64 = shards.iter().map(|shard| shard.data_start).sum();
+        if headers > MAX_HEADERS {
+            let problem =
+                format!("its files have headers of {headers} bytes, more than {MAX_HEADERS} together");
+            return Err(Error::Damaged { path: index, problem });
+        }
         let places = shards
             .iter()
             .enumerate()
@@ -464,19 +483,24 @@ fn numbers<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec
 }
 
 fn shard_paths(index: &Path) -> Result<Vec<PathBuf>, Error> {
-    let bytes = std::fs::read(index).map_err(|source| Error::Read { path: index.to_owned(), source })?;
+    let read = |source| Error::Read { path: index.to_owned(), source };
+    let bytes = disk::read_small(index, MAX_INDEX).map_err(read)?;
     let damaged = |problem| Error::Damaged { path: index.to_owned(), problem };
     let parsed: Index =
         serde_json::from_slice(&bytes).map_err(|error| damaged(format!("not a valid index: {error}")))?;
     let mut names: Vec<String> = parsed.weight_map.into_values().collect();
     names.sort_unstable();
     names.dedup();
+    if names.is_empty() {
+        return Err(damaged("names no file with weights".into()));
+    }
     names
         .into_iter()
         .map(|name| {
-            // Untrusted: a shard is a plain file name beside its index.
-            if Path::new(&name).file_name().is_none_or(|file| file != name.as_str()) {
-                return Err(damaged(format!("shard name \"{name}\" is no plain file name")));
+            // Untrusted: a shard is a plain file name beside its index, and goes to terminals.
+            let is_plain = Path::new(&name).file_name().is_some_and(|file| file == name.as_str());
+            if !is_plain || name.chars().any(char::is_control) {
+                return Err(damaged(format!("shard name {name:?} is no plain file name")));
             }
             Ok(index.with_file_name(name))
         })

@@ -16,6 +16,7 @@
 //! - The same tensors make the same bytes, on every machine and with every version of `torch.save`: those that
 //!   `safetensors.torch.save_file` writes.
 //! - The target's name is there when all of it is on the disk, and not before.
+//! - Nothing is written through a link, whether it has the target's name or that of the unfinished file.
 //! - Any bytes at all are safe to read: they cost bounded memory and time, and end in an [`Error`] of one line.
 //!
 //! # Caveats
@@ -24,7 +25,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use indicatif::DecimalBytes;
@@ -58,6 +59,8 @@ pub(crate) struct Index {
 
 /// A safetensors file's header is limited to this by its specification.
 const MAX_HEADER: usize = 100_000_000;
+/// The names of a hundred thousand tensors, and their files, take some 10 MB.
+const MAX_INDEX: u64 = 16 << 20;
 
 /// Why a file is not converted: the file, and what is wrong with it.
 #[derive(Debug, thiserror::Error)]
@@ -185,7 +188,12 @@ impl Conversion {
     /// Reads which tensors `path` has, and none of their numbers.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let read = || -> Result<_, Fault> {
-            let file = File::open(path)?;
+            let file = disk::open_regular(path).map_err(|error| match fs::read_link(path) {
+                Ok(_) if error.kind() == io::ErrorKind::NotFound => {
+                    Fault::Refused("is a link to a file that is not there".to_owned())
+                }
+                _ => error.into(),
+            })?;
             let Checkpoint { tensors, big_endian } = Checkpoint::read(&file)?;
             // As `safetensors.torch.save_file` does: wide numbers first, so that all are aligned.
             let mut tensors: Vec<_> = tensors.into_iter().collect();
@@ -209,8 +217,28 @@ impl Conversion {
         self.header.len() as u64 + self.tensors.iter().map(|tensor| tensor.layout.bytes()).sum::<u64>()
     }
 
-    /// Begins to write it to `target`, under another name until all is there.
+    /// Begins to write it to `target`, under another name until all is there. Replaces what has the target's name.
     pub fn write(self, target: &Path) -> Result<Writing, Error> {
+        self.begin(target, None)
+    }
+
+    /// The same, and replaces nothing but what an earlier run has made of the same tensors.
+    pub fn write_beside(self, target: &Path) -> Result<Writing, Error> {
+        let there = match disk::open_regular(target) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => return Err(Error::Write { path: target.to_owned(), source }),
+        };
+        self.begin(target, there)
+    }
+
+    fn begin(self, target: &Path, there: Option<File>) -> Result<Writing, Error> {
+        if let Some(there) = &there {
+            let failed = |source| Error::Read { path: target.to_owned(), source };
+            if there.metadata().map_err(failed)?.len() != self.size() {
+                return Err(other(target, &self.path));
+            }
+        }
         let (out, temporary) = claim(target)?;
         if let Some(free) = disk::free(&temporary).filter(|free| *free < self.size()) {
             let [needed, free] = [self.size(), free].map(|bytes| DecimalBytes(bytes).to_string());
@@ -220,6 +248,7 @@ impl Conversion {
             size: self.size(),
             conversion: self,
             target: target.to_owned(),
+            there,
             temporary,
             out,
             hasher: Sha256::new(),
@@ -233,22 +262,43 @@ impl Conversion {
     }
 }
 
+/// The target is there, and nothing that its pickle becomes.
+fn other(target: &Path, bin: &Path) -> Error {
+    let bin = shown(&bin.file_name().unwrap_or_default().to_string_lossy());
+    let problem = format!("is there already and is not what {bin} becomes; move one of the two away");
+    Error::Refused { path: target.to_owned(), problem }
+}
+
 /// Opens the file that is to become `target`, empty, for nobody else. What an interrupted run has left is written
-/// over.
+/// over; what else has its name, and may lead to somebody's file, is not.
 fn claim(target: &Path) -> Result<(File, TempPath), Error> {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     let temporary = target.with_file_name(format!(".{name}.partial"));
     let failed = |source| Error::Write { path: target.to_owned(), source };
     let busy = || Error::Busy { path: target.to_owned() };
-    let out = File::options().create(true).write(true).truncate(false).open(&temporary).map_err(failed)?;
+    let unfit =
+        || failed(io::Error::other(format!(".{name}.partial, beside it, is no plain file; remove it")));
+    // Follows no link, and waits for no reader of a pipe.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let mut options = File::options();
+    options.create(true).write(true).truncate(false).custom_flags(flags);
+    let out = options.open(&temporary).map_err(|error| match fs::symlink_metadata(&temporary) {
+        Ok(there) if !there.is_file() => unfit(),
+        _ => failed(error),
+    })?;
+    // Under another name it is somebody's file. None is what it has when its writer has just given up.
+    let own = out.metadata().map_err(failed)?;
+    if !own.is_file() || own.nlink() > 1 {
+        return Err(unfit());
+    }
     match out.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(busy()),
         Err(TryLockError::Error(error)) => return Err(failed(error)),
     }
     // Whoever had the lock before may have given the file its final name.
-    let same = |there: fs::Metadata| out.metadata().is_ok_and(|own| own.ino() == there.ino());
-    if !fs::metadata(&temporary).is_ok_and(same) {
+    let same = |there: fs::Metadata| (own.dev(), own.ino()) == (there.dev(), there.ino());
+    if !fs::symlink_metadata(&temporary).is_ok_and(same) {
         return Err(busy());
     }
     out.set_len(0).map_err(failed)?;
@@ -256,7 +306,7 @@ fn claim(target: &Path) -> Result<(File, TempPath), Error> {
     Ok((out, temporary))
 }
 
-/// Gives what is on the disk its name.
+/// Gives what is on the disk its name. A link of that name is replaced, and not followed.
 fn release(temporary: TempPath, target: &Path) -> Result<(), Error> {
     let failed = |source| Error::Write { path: target.to_owned(), source };
     temporary.persist(target).map_err(|error| failed(error.error))?;
@@ -269,6 +319,8 @@ fn release(temporary: TempPath, target: &Path) -> Result<(), Error> {
 pub struct Writing {
     conversion: Conversion,
     target: PathBuf,
+    /// What has the target's name, if it has to be the same.
+    there: Option<File>,
     /// Removed where it does not become the target.
     temporary: TempPath,
     /// Locked as long as it is open.
@@ -310,6 +362,13 @@ impl Writing {
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        if let Some(there) = &self.there {
+            let mut found = vec![0; bytes.len()];
+            let read = there.read_exact_at(&mut found, self.written);
+            if read.is_err() || found != bytes {
+                return Err(other(&self.target, &self.conversion.path));
+            }
+        }
         let failed = |source| Error::Write { path: self.target.clone(), source };
         self.out.write_all(bytes).map_err(failed)?;
         self.hasher.update(bytes);
@@ -354,7 +413,7 @@ fn header(tensors: &[(String, Tensor)]) -> Result<Vec<u8>, String> {
 /// Names of the tensors in a safetensors file of ours.
 fn names(path: &Path) -> Result<(Vec<String>, u64), Error> {
     let read = || -> Result<_, Fault> {
-        let file = File::open(path)?;
+        let file = disk::open_regular(path)?;
         let mut length = [0; 8];
         file.read_exact_at(&mut length, 0)?;
         let length = u64::from_le_bytes(length);
@@ -373,21 +432,32 @@ fn names(path: &Path) -> Result<(Vec<String>, u64), Error> {
 /// The shards that an index of pickled weights names.
 pub fn shards(path: &Path) -> Result<Vec<String>, Error> {
     let index = read_index(path)?;
+    let refused = |problem| Err(Error::Refused { path: path.to_owned(), problem });
     let mut shards: Vec<String> = index.weight_map.into_values().collect();
     shards.sort_unstable();
     shards.dedup();
-    let is_shard = |name: &String| !name.contains(['/', '\\', '\0']) && name.strip_suffix(".bin").is_some();
-    match shards.iter().find(|name| !is_shard(name)) {
-        None => Ok(shards),
-        Some(name) => {
-            let problem = format!("names {}, which is no .bin file beside it", shown(name));
-            Err(Error::Refused { path: path.to_owned(), problem })
+    if shards.is_empty() {
+        return refused("names no file".to_owned());
+    }
+    // Names come to terminals, as parts of paths.
+    let is_plain = |name: &str| !name.contains(['/', '\\']) && !name.contains(char::is_control);
+    let mut targets = BTreeMap::new();
+    for name in &shards {
+        if !is_plain(name) || name.strip_suffix(".bin").is_none() {
+            return refused(format!("names {}, which is no .bin file beside it", shown(name)));
+        }
+        if let Some(other) = targets.insert(target_name(name), name) {
+            let target = shown(&target_name(name));
+            let [other, name] = [other, name].map(|name| shown(name));
+            return refused(format!("names {other} and {name}, and both would become {target}"));
         }
     }
+    Ok(shards)
 }
 
 fn read_index(path: &Path) -> Result<Index, Error> {
-    let json = fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let json =
+        disk::read_small(path, MAX_INDEX).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     serde_json::from_slice(&json).map_err(|error| Error::Refused {
         path: path.to_owned(),
         problem: format!("not a valid index: {error}"),

@@ -28,7 +28,7 @@ pub struct Made {
     pub from: String,
     /// Its name, in the directory.
     pub to: String,
-    /// How many tensors it has.
+    /// How many tensors it has, or an index names.
     pub tensors: usize,
     /// How long it is.
     pub bytes: u64,
@@ -42,7 +42,7 @@ pub fn run(config: &Convert) -> anyhow::Result<Summary> {
     let (mut converted, mut unchanged, mut has_weights) = (Vec::new(), Vec::new(), false);
     let mut progress = stderr_progress();
     for folder in folders(directory)? {
-        let is_pickled = [BIN, BIN_INDEX].iter().any(|name| folder.join(name).exists());
+        let is_pickled = [BIN, BIN_INDEX].iter().any(|name| is_named(&folder.join(name)));
         let is_there = Weights::are_in(&folder);
         has_weights |= is_pickled || is_there;
         match (is_pickled, is_there) {
@@ -57,15 +57,20 @@ pub fn run(config: &Convert) -> anyhow::Result<Summary> {
     Ok(Summary { directory: directory.display().to_string(), converted, unchanged })
 }
 
-/// The directory, and what may be folders of modules.
+/// Whether there is anything of this name. A link that leads nowhere counts, so that an error can say what it is.
+fn is_named(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+/// The directory, and what may be folders of modules. No links to folders: what is elsewhere is not the directory's.
 fn folders(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let listing =
         || format!("{}: cannot be listed; give the directory that the weights are in", directory.display());
     let mut folders = Vec::new();
     for entry in std::fs::read_dir(directory).with_context(listing)? {
-        let path = entry.with_context(listing)?.path();
-        if path.is_dir() {
-            folders.push(path);
+        let entry = entry.with_context(listing)?;
+        if entry.file_type().with_context(listing)?.is_dir() {
+            folders.push(entry.path());
         }
     }
     folders.sort_unstable();
@@ -80,16 +85,22 @@ fn convert_folder(
     progress: &mut dyn Progress,
 ) -> anyhow::Result<()> {
     let single = folder.join(BIN);
-    if single.exists() {
+    if is_named(&single) {
         converted.push(convert_file(directory, &single, progress)?);
         return Ok(());
     }
     let bin_index = folder.join(BIN_INDEX);
+    let mut tensors = 0;
     for shard in convert::shards(&bin_index)? {
-        converted.push(convert_file(directory, &folder.join(shard), progress)?);
+        let made = convert_file(directory, &folder.join(shard), progress)?;
+        tensors += made.tensors;
+        converted.push(made);
     }
     // Last: with it, the shards are weights.
-    convert::write_index(&bin_index)?;
+    let written = convert::write_index(&bin_index)?;
+    let from = name(directory, &bin_index);
+    let to = convert::target_name(&from);
+    converted.push(Made { from, to, tensors, bytes: written.bytes, sha256: written.sha256 });
     Ok(())
 }
 
@@ -98,7 +109,7 @@ fn convert_file(directory: &Path, bin: &Path, progress: &mut dyn Progress) -> Re
     let to = convert::target_name(&from);
     let conversion = Conversion::read(bin)?;
     let tensors = conversion.tensors();
-    let mut writing = conversion.write(&directory.join(&to))?;
+    let mut writing = conversion.write_beside(&directory.join(&to))?;
     while let Some(done) = writing.step()? {
         progress.converting(&from, done, writing.size());
     }

@@ -27,7 +27,8 @@
 //!   ([`Cache::keeping`]).
 //! - A commit that is here needs no network. A branch or tag is resolved anew,
 //!   or stands for what it last did when the hub does not answer. All of that goes for
-//!   what the other cache has all of.
+//!   what the other cache has all of by the hub's list or by the manifest. What it has all of
+//!   by its own notes serves while nobody can be asked, and is found by no look-up here.
 //!
 //! # Assumptions
 //! The cache is on a file system with advisory locks and atomic renames, and

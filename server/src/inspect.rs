@@ -276,7 +276,7 @@ pub fn facts(subject: &Subject, preference: Preference, machine: Machine) -> Res
 fn pickled(sizes: &BTreeMap<String, u64>, directory: &Directory) -> Stored {
     let mut stored = Stored { pickled: true, ..Stored::default() };
     stored.files += sizes.len();
-    stored.bytes += sizes.values().sum::<u64>();
+    stored.bytes = sizes.values().fold(stored.bytes, |sum, &size| sum.saturating_add(size));
     let folders: BTreeSet<_> = needed(directory).into_iter().map(|group| group.folder).collect();
     folders.iter().filter_map(|folder| Weights::open(folder).ok()).for_each(|weights| stored.add(&weights));
     stored
@@ -307,8 +307,9 @@ impl Stored {
     fn add(&mut self, weights: &Weights) {
         let paths = weights.paths();
         self.files += paths.len();
-        self.bytes +=
-            paths.iter().filter_map(|path| path.metadata().ok()).map(|found| found.len()).sum::<u64>();
+        // A repository may claim any size.
+        let sizes = paths.iter().filter_map(|path| path.metadata().ok()).map(|found| found.len());
+        self.bytes = sizes.fold(self.bytes, u64::saturating_add);
     }
 }
 

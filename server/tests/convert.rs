@@ -3,6 +3,7 @@
 //! `pickles/` is made by `scripts/pickle-fixtures`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use embedding_server::convert::{Conversion, Error, Written, target_name, write_index};
@@ -183,6 +184,15 @@ fn an_index_is_made_of_what_the_shards_have() {
             "names model.pt, which is no .bin file beside it".to_owned(),
         ),
         (
+            r#"{"weight_map": {"a": "x\u001b[2J.bin"}}"#.to_owned(),
+            "names x\\u{1b}[2J.bin, which is no .bin file beside it".to_owned(),
+        ),
+        (r#"{"weight_map": {}}"#.to_owned(), "names no file".to_owned()),
+        (
+            r#"{"weight_map": {"a": "a.bin", "b": "pytorch_a.bin"}}"#.to_owned(),
+            "names a.bin and pytorch_a.bin, and both would become a.safetensors".to_owned(),
+        ),
+        (
             "[]".to_owned(),
             "not a valid index: invalid length 0, expected struct Index with 1 element at line 1 column 2"
                 .to_owned(),
@@ -231,6 +241,76 @@ fn a_target_is_whole_or_not_there_and_what_was_left_is_written_over() {
     assert_eq!(nowhere.to_string(), "/not/there/model.safetensors: cannot be written");
     let error = Conversion::read(Path::new("/not/there/pytorch_model.bin")).unwrap_err();
     assert_eq!(error.to_string(), "/not/there/pytorch_model.bin: cannot be read");
+}
+
+#[test]
+fn nothing_is_written_through_what_has_the_name_of_the_unfinished_file() {
+    let targets = ["model.safetensors", "model.safetensors.index.json"];
+    let odd = ["link", "link to nothing", "hard link", "pipe", "folder"];
+    for (what, target) in odd.iter().flat_map(|what| targets.map(|target| (*what, target))) {
+        let directory = shards();
+        let at = |name: &str| directory.path().join(name);
+        let name = &format!(".{target}.partial");
+        std::fs::write(at("precious"), "mine").unwrap();
+        match what {
+            "link" => symlink("precious", at(name)).unwrap(),
+            "link to nothing" => symlink("nothing", at(name)).unwrap(),
+            "hard link" => std::fs::hard_link(at("precious"), at(name)).unwrap(),
+            "pipe" => rustix::fs::mkfifoat(rustix::fs::CWD, at(name), rustix::fs::Mode::RWXU).unwrap(),
+            _ => std::fs::create_dir(at(name)).unwrap(),
+        }
+        let result = match target {
+            "model.safetensors" => convert(&pickles().join("strided.bin"), &at(target)),
+            _ => write_index(&at("pytorch_model.bin.index.json")),
+        };
+        let Err(Error::Write { path, source }) = result else { panic!("{what}: {result:?}") };
+        assert_eq!(path, at(target), "{what}");
+        assert_eq!(source.to_string(), format!("{name}, beside it, is no plain file; remove it"), "{what}");
+        assert_eq!(std::fs::read(at("precious")).unwrap(), b"mine", "{what}");
+        assert!(!at("nothing").exists() && !at(target).exists(), "{what}");
+        assert!(at(name).symlink_metadata().is_ok(), "{what}: it is not ours to remove");
+    }
+}
+
+#[test]
+fn a_link_of_the_name_of_the_target_is_replaced_and_not_followed() {
+    for to in ["precious", "nothing"] {
+        let desk = Desk::new();
+        let at = |name: &str| desk.directory.path().join(name);
+        std::fs::write(at("precious"), "mine").unwrap();
+        symlink(to, desk.target()).unwrap();
+        convert(&pickles().join("strided.bin"), &desk.target()).unwrap();
+        assert!(desk.target().symlink_metadata().unwrap().is_file());
+        assert_eq!(std::fs::read(at("precious")).unwrap(), b"mine");
+        assert!(!at("nothing").exists());
+    }
+}
+
+#[test]
+fn only_what_the_same_pickle_has_become_is_replaced_where_that_is_asked_for() {
+    let desk = Desk::new();
+    let again = || Conversion::read(&pickles().join("strided.bin"))?.write_beside(&desk.target())?.finish();
+    let first = again().unwrap();
+    assert_eq!(again().unwrap(), first);
+    let whole = std::fs::read(desk.target()).unwrap();
+    let mut tuned = whole.clone();
+    *tuned.last_mut().unwrap() ^= 1;
+    let mut renamed = whole.clone();
+    renamed[12] ^= 1;
+    for other in [&tuned, &renamed, &whole[..whole.len() - 1], &[whole.as_slice(), b"1"].concat(), b""] {
+        std::fs::write(desk.target(), other).unwrap();
+        let error = again().unwrap_err();
+        assert!(error.is_refusal());
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "{}: is there already and is not what strided.bin becomes; move one of the two away",
+                desk.target().display()
+            )
+        );
+        assert!(std::fs::read(desk.target()).unwrap() == *other);
+        assert!(!desk.directory.path().join(".model.safetensors.partial").exists());
+    }
 }
 
 /// Whatever the bytes are, they become a safetensors file that is not much larger, or one line of text.

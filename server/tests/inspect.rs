@@ -7,7 +7,8 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use embedding_server::model::digests;
 use serde_json::{Value, json};
@@ -18,6 +19,9 @@ use support::{cross_encoder, minilm};
 use hub::{FakeHub, Fault, Tree};
 
 const REPO: &str = "org/tiny";
+/// By how many MiB a model may be larger than its estimate. Less than what its tokenizer and its workers take, so that
+/// an estimate without its weights, or without what comes on top, is seen.
+const SLACK: u64 = 10;
 
 fn families() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/families")
@@ -253,6 +257,13 @@ fn a_server_takes_no_more_memory_than_was_estimated_and_no_less_than_its_weights
         let Memory { now, peak } = server.memory();
         let of = |name: &str| memory[name].as_u64().unwrap() >> 20;
         assert!(of("weights") <= now && peak <= of("total"), "{options:?}: {now} and {peak} MiB, {memory}");
+        // What a server has anyway would hide an estimate that leaves the model out.
+        let log = server.log();
+        let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let ready = lines.find(|line| line["message"] == "ready").unwrap();
+        let taken = ready["memory_mib"].as_u64().unwrap();
+        let bounds = of("weights") * 8 / 10..=of("weights") + of("loading") + SLACK;
+        assert!(bounds.contains(&taken), "{options:?}: {taken} MiB, {memory}");
     }
 }
 
@@ -445,32 +456,137 @@ fn of_pickled_weights_it_is_told_what_the_configuration_promises() {
 #[test]
 fn what_the_other_cache_has_is_looked_at_there() {
     let (tiny, bench) = (Tiny::new().write(), Bench::new(Tree::new("org/other")));
+    let tree = Tree::of_directory(REPO, tiny.path());
     let commit = "ab".repeat(20);
     let model = bench.folder.path().join("hf/models--org--tiny");
-    let snapshot = model.join("snapshots").join(&commit);
-    for folder in [&model.join("refs"), &model.join("blobs"), &snapshot.join("1_Pooling")] {
+    let (snapshot, absent) = (model.join("snapshots").join(&commit), model.join(".no_exist").join(&commit));
+    for folder in [&model.join("refs"), &model.join("blobs"), &snapshot.join("1_Pooling"), &absent] {
         fs::create_dir_all(folder).unwrap();
     }
     fs::write(model.join("refs/main"), &commit).unwrap();
-    fs::write(tiny.file(".gitattributes"), "").unwrap();
-    let files = [
-        "config.json",
-        "modules.json",
-        "tokenizer.json",
-        "model.safetensors",
-        "1_Pooling/config.json",
-        ".gitattributes",
-    ];
-    for (number, file) in files.into_iter().enumerate() {
-        // Named as the hash of a large file is.
-        let blob = model.join("blobs").join(format!("{number:064x}"));
-        fs::copy(tiny.file(file), &blob).unwrap();
-        std::os::unix::fs::symlink(&blob, snapshot.join(file)).unwrap();
+    for file in ["config_sentence_transformers.json", "sentence_bert_config.json", "tokenizer_config.json"] {
+        if !tree.files.contains_key(file) {
+            fs::write(absent.join(file), "").unwrap();
+        }
+    }
+    let blob_of = |file: &str| {
+        let blob = &tree.files[file];
+        model.join("blobs").join(if blob.lfs { blob.sha256() } else { blob.git_id() })
+    };
+    for (file, blob) in &tree.files {
+        fs::write(blob_of(file), &blob.bytes).unwrap();
+        std::os::unix::fs::symlink(blob_of(file), snapshot.join(file)).unwrap();
     }
     let facts = bench.with(&[REPO, "--offline"], facts);
     assert_eq!(facts["found"], "in the Hugging Face cache");
     assert_eq!((&facts["source"], &facts["dimensions"]), (&json!(format!("{REPO}@{commit}")), &json!(16)));
     assert!(!bench.folder.path().join("cache").exists(), "nothing is taken");
+
+    // Still JSON that means something, and another.
+    for file in ["config.json", "modules.json", "1_Pooling/config.json", "tokenizer.json"] {
+        let mut bytes = tree.files[file].bytes.to_vec();
+        let place = bytes.iter().position(|&byte| byte == b'{').unwrap();
+        bytes[place..].rotate_left(1);
+        fs::write(blob_of(file), &bytes).unwrap();
+        let output = bench.with(&["--log", "warn", REPO, "--offline"], |all| {
+            command(&["inspect"]).args(all).output().unwrap()
+        });
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(told.contains(&format!("{file} is not there, or damaged")), "{told}");
+        assert!(told.contains(&format!("{REPO}@main is not in the cache, and --offline")), "{told}");
+        fs::write(blob_of(file), &tree.files[file].bytes).unwrap();
+    }
+}
+
+#[test]
+fn what_is_too_large_to_be_looked_at_is_not_fetched() {
+    const MIB: u64 = 1 << 20;
+    let tiny = Tiny::new().write();
+    let tree = Tree::of_directory(REPO, tiny.path());
+    let modules: Vec<_> = (0..20)
+        .map(|number| json!({"idx": number, "name": "", "path": format!("{number}"), "type": "x.Pooling"}))
+        .collect();
+    let mut many = tree.clone().with("modules.json", json!(modules).to_string());
+    for number in 0..20 {
+        many = many.with(&format!("{number}/config.json"), "{}");
+        many.claimed_sizes.insert(format!("{number}/config.json"), 16 * MIB);
+    }
+    many.claimed_sizes.insert("tokenizer.json".to_owned(), 250 * MIB);
+    let claiming = |file: &str, size: u64| {
+        let mut tree = tree.clone();
+        tree.claimed_sizes.insert(file.to_owned(), size);
+        tree
+    };
+    let header = |length: u64, size: usize| {
+        let bytes = [length.to_le_bytes().as_slice(), &vec![b' '; size]].concat();
+        tree.clone().with_lfs("model.safetensors", bytes)
+    };
+    let mut long = header(17 * MIB, 100_000);
+    long.claimed_sizes.insert("model.safetensors".to_owned(), 100 * MIB);
+    for (tree, expected) in [
+        (claiming("config.json", 20 * MIB), "config.json has 20.00 MiB, more than the 16.00 MiB that"),
+        (claiming("modules.json", 70 * MIB), "modules.json has 70.00 MiB, more than the 64.00 MiB that"),
+        (claiming("tokenizer.json", 1 << 40), "tokenizer.json has 1.00 TiB, more than the 256.00 MiB that"),
+        (claiming("tokenizer.json", u64::MAX), "tokenizer.json has 16.00 EiB, more than the 256.00 MiB that"),
+        (long, "its first bytes promise a header of 17825792 bytes"),
+        (many, "its files have more than the 512.00 MiB that are taken to look at a model: fetch it"),
+    ] {
+        let bench = Bench::new(tree);
+        let (code, why) = bench.with(&[REPO], refusal);
+        assert_eq!(code, Some(1), "{why}");
+        assert!(why.contains(expected), "{why}");
+        let asked = |part: &str| bench.hub.requests().iter().filter(|seen| seen.path.contains(part)).count();
+        assert!(asked("/resolve/") <= 5, "nothing that is too much is asked for: {why}");
+    }
+}
+
+#[test]
+fn sizes_that_no_number_holds_are_added_up_nevertheless() {
+    let tiny = Tiny::new().write();
+    let mut tree = Tree::of_directory(REPO, tiny.path()).without("model.safetensors");
+    let index = json!({"weight_map": {"a": "1.bin", "b": "2.bin"}});
+    tree = tree.with("pytorch_model.bin.index.json", index.to_string());
+    for file in ["1.bin", "2.bin"] {
+        tree = tree.with_lfs(file, "");
+        tree.claimed_sizes.insert(file.to_owned(), u64::MAX);
+    }
+    let bench = Bench::new(tree);
+    assert_eq!(bench.with(&[REPO], facts)["weights"]["bytes"], u64::MAX);
+    let fetched = bench.with(&[REPO], |all| command(&["fetch"]).args(all).output().unwrap());
+    let told = String::from_utf8(fetched.stderr).unwrap();
+    assert!(told.contains("are free there; make room"), "{told}");
+}
+
+#[test]
+fn a_signal_leaves_nothing_behind() {
+    let tiny = Tiny::new().write();
+    for signal in ["-TERM", "-INT"] {
+        let bench = Bench::new(Tree::of_directory(REPO, tiny.path()));
+        bench.hub.fault("hub", "tokenizer.json", 1, Fault::Stall(10));
+        let folder = bench.folder.path().join("temporary");
+        fs::create_dir(&folder).unwrap();
+        let child = bench.with(&[REPO], |all| {
+            let mut command = command(&["inspect", "--log", "error"]);
+            command.args(all).env("TMPDIR", &folder).stderr(Stdio::piped()).spawn().unwrap()
+        });
+        // Until it waits for the rest.
+        let begun = Instant::now();
+        while !bench.hub.requests().iter().any(|seen| seen.path.ends_with("tokenizer.json")) {
+            assert!(begun.elapsed() < Duration::from_mins(1));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        let expected =
+            format!("error: stopped by SIG{}, before anything was told of {REPO}@main", &signal[1..]);
+        assert_eq!(told.lines().last(), Some(expected.as_str()));
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    }
 }
 
 #[test]

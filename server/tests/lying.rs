@@ -304,6 +304,9 @@ fn a_tokenizer_of_another_model_is_refused_where_its_ids_are_beyond_the_table() 
     }
 }
 
+/// Puts something in the place of a file.
+type Lie<'a> = &'a dyn Fn(&Path);
+
 #[test]
 fn what_is_no_file_or_no_model_is_told_and_does_not_hold_up() {
     let family = families().into_iter().find(|path| path.ends_with("bert-sharded")).unwrap();
@@ -311,7 +314,6 @@ fn what_is_no_file_or_no_model_is_told_and_does_not_hold_up() {
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
     let mut long = (17u64 << 20).to_le_bytes().to_vec();
     long.resize(8 + (17 << 20), b' ');
-    type Lie<'a> = &'a dyn Fn(&Path);
     let text = |text: &'static str| move |path: &Path| fs::write(path, text).unwrap();
     let pipe = |path: &Path| {
         assert!(Command::new("mkfifo").arg(path).status().unwrap().success());

@@ -33,6 +33,8 @@ const ZIP: &[u8] = b"PK\x03\x04";
 const POINTER: &[u8] = b"version https://git-lfs";
 /// Tensors share storages where weights are tied: T5 has one under four names.
 const MOST_TIMES: u64 = 8;
+/// No machine has room for larger models; a sparse file of any size costs nothing to make.
+const MAX_LENGTH: u64 = 1 << 40;
 /// A minute's work, or less.
 const MAX_READS: u64 = 50_000_000;
 
@@ -61,6 +63,9 @@ pub(super) fn width(dtype: Dtype) -> u64 {
 impl Checkpoint {
     pub(super) fn read(file: &File) -> Result<Self, Fault> {
         let length = file.metadata()?.len();
+        if length > MAX_LENGTH {
+            return Err(Fault::Refused(format!("is larger than {MAX_LENGTH} bytes: not a model")));
+        }
         let mut start = vec![0; POINTER.len().min(length as usize)];
         file.read_exact_at(&mut start, 0)?;
         if start.starts_with(ZIP) {
@@ -194,7 +199,7 @@ fn tensors(
                 "would become more than {MOST_TIMES} times as large as it is: not a model"
             )));
         }
-        reads = reads.saturating_add(layout.reads());
+        reads = reads.saturating_add(layout.reads(MAX_READS));
         if reads > MAX_READS {
             return Err(Fault::Refused("has tensors that are scattered over it: not a model".to_owned()));
         }

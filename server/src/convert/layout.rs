@@ -7,7 +7,8 @@
 //! belong.
 //!
 //! # Guarantees
-//! A slab has at most [`SLAB`] bytes, and all reads of a tensor are at most [`Layout::reads`].
+//! A slab has at most [`SLAB`] bytes, and all reads of a tensor are at most [`Layout::reads`], repeated numbers (a
+//! stride of 0) included.
 
 use std::fs::File;
 use std::io;
@@ -91,14 +92,16 @@ impl Layout {
         }
     }
 
-    /// At most so many reads.
-    pub(super) fn reads(&self) -> u64 {
+    /// At most so many reads. Counted no further than what is more than `enough`: to count takes time, too.
+    pub(super) fn reads(&self, enough: u64) -> u64 {
         if self.is_one_piece() {
             return self.bytes() / PIECE + 1;
         }
         let mut reads = 0u64;
         let mut done = 0;
-        while let Some(slab) = self.slab(done, self.most()) {
+        while reads <= enough
+            && let Some(slab) = self.slab(done, self.most())
+        {
             reads = reads.saturating_add(slab.reads(self.width));
             done += slab.numbers;
         }
@@ -174,11 +177,7 @@ impl Slab {
         let axes = self.axes(width as usize);
         let Some((line, outer)) = axes.split_last() else { return 1 };
         let lines: u64 = outer.iter().map(|axis| axis.length as u64).product();
-        lines.saturating_mul(if line.from > APART {
-            line.length as u64
-        } else {
-            line.span(width) / PIECE + 1
-        })
+        lines.saturating_mul(line.reads(width))
     }
 
     fn read(&self, file: &File, width: usize, out: &mut [u8]) -> io::Result<()> {
@@ -206,9 +205,17 @@ impl Slab {
 }
 
 impl Axis {
-    /// Bytes from its first number to the end of its last.
-    fn span(&self, width: u64) -> u64 {
-        (self.length as u64 - 1) * self.from + width
+    fn is_one_piece(&self, width: usize) -> bool {
+        self.from == width as u64 && self.to == width
+    }
+
+    /// As many numbers as come with one read, where it is not one piece.
+    fn together(&self, width: u64) -> usize {
+        if self.from > APART { 1 } else { (PIECE / self.from.max(width)) as usize }
+    }
+
+    fn reads(&self, width: u64) -> u64 {
+        if self.is_one_piece(width as usize) { 1 } else { self.length.div_ceil(self.together(width)) as u64 }
     }
 
     /// Reads the numbers along it, from byte `from` of the file on.
@@ -220,7 +227,7 @@ impl Axis {
         out: &mut [u8],
         scratch: &mut Vec<u8>,
     ) -> io::Result<()> {
-        if self.from == width as u64 && self.to == width {
+        if self.is_one_piece(width) {
             return file.read_exact_at(&mut out[..self.length * width], from);
         }
         if self.from > APART {
@@ -230,8 +237,7 @@ impl Axis {
             }
             return Ok(());
         }
-        // As many numbers as come with one read.
-        let together = (PIECE / self.from.max(width as u64)) as usize;
+        let together = self.together(width as u64);
         for first in (0..self.length).step_by(together) {
             let count = together.min(self.length - first);
             scratch.resize((count - 1) * self.from as usize + width, 0);
@@ -332,7 +338,8 @@ mod tests {
 
     #[test]
     fn large_tensors_are_read_in_few_pieces_whether_transposed_or_not() {
-        let reads = |shape: [u64; 2], strides: [u64; 2]| Layout::new(0, 4, &shape, &strides).unwrap().reads();
+        let reads =
+            |shape: [u64; 2], strides: [u64; 2]| Layout::new(0, 4, &shape, &strides).unwrap().reads(u64::MAX);
         // The words of XLM-RoBERTa, 1 GB.
         assert_eq!(reads([250_002, 1024], [1024, 1]), 977);
         // Each slab has 33 lines of the one, or 8192 of the other.
@@ -340,6 +347,16 @@ mod tests {
         assert_eq!(reads([250_002, 1024], [1, 250_002]), 31 * 1024);
         // A column, each number of it alone.
         assert_eq!(reads([250_002, 1], [1024, 1]), 250_002);
+        // 2097 numbers, one in 500 bytes, come together; of a number that is repeated, as many as a read has room for.
+        assert_eq!(reads([1 << 20, 1], [125, 1]), 501);
+        assert_eq!(reads([1 << 22, 1], [0, 1]), 16);
+    }
+
+    #[test]
+    fn reads_are_counted_no_further_than_is_enough() {
+        let layout = Layout::new(0, 1, &[1 << 54], &[256]).unwrap();
+        let reads = layout.reads(1000);
+        assert!((1001..100_000_000).contains(&reads), "{reads}");
     }
 
     #[test]

@@ -7,11 +7,19 @@ use std::path::Path;
 use super::arrivals::Arrivals;
 use super::cache::{Cache, Kept, Record};
 use super::client::{self, Client};
-use super::digest::Expected;
+use super::digest::{Expected, Hasher};
 use super::download::{Downloader, Origin};
 use super::hf_cache::Snapshot;
 use super::list::{List, Wanted};
 use super::{Error, Fetched, Hub, Manifest, Place, Progress, Repo, Source, blocking, room, select};
+use crate::disk;
+
+/// More than the list of a model's modules or the index of its weights has: they are read into memory.
+pub(super) const MAX_LEAD: u64 = 64 << 20;
+/// What a complete directory of the cache holds.
+const RECORD: &str = ".fetched.json";
+/// A record has 200 bytes for each file.
+const MAX_RECORD: u64 = 64 << 20;
 
 /// Where the files of a commit come from.
 pub(super) struct Supply<'a> {
@@ -59,6 +67,7 @@ pub(super) async fn bring(
     let mut leads = BTreeMap::new();
     for lead in select::leads(has) {
         let wanted = list.wanted(lead, &host)?;
+        wanted.check_size(MAX_LEAD, "that such a file may have", &host)?;
         // Not told to `progress`, which does not know the total yet.
         courier.take(&wanted, &mut Unresolved(progress)).await?;
         let path = directory.join(lead);
@@ -69,6 +78,17 @@ pub(super) async fn bring(
     let chosen = select::files(repo.as_str(), has, |name| leads.get(name).map(Vec::as_slice))?;
     let wanted = chosen.files.iter().map(|file| list.wanted(file, &host)).collect::<Result<Vec<_>, _>>()?;
     check_before(&wanted, manifest)?;
+    // As for an import, a manifest says what there is where no hub has.
+    let is_whole = list.is_whole || manifest.is_some();
+    let known_as = if is_whole { list.commit.clone() } else { unlisted(&list.commit, &wanted) };
+    if !is_whole && let Some(found) = taken_before(pinned, &place.complete(cache.root()), &known_as) {
+        for lead in leads.keys() {
+            // What stays is found by the next fetch.
+            drop(fs::remove_file(directory.join(lead)));
+        }
+        drop(fs::remove_dir(directory));
+        return Ok(found);
+    }
     let mut arrivals = Arrivals::new(directory, repo.as_str(), &chosen);
     let mut missing = Vec::new();
     for file in wanted {
@@ -87,7 +107,11 @@ pub(super) async fn bring(
     let needed = missing.iter().map(|(file, is_near)| (file.path.as_str(), size(file), *is_near));
     room::check_space(directory, arrivals.room(needed))?;
     let far = missing.iter().filter(|(_, is_near)| !is_near);
-    progress.resolved(&list.commit, chosen.files.len(), far.map(|(file, _)| size(file)).sum());
+    progress.resolved(
+        &list.commit,
+        chosen.files.len(),
+        far.fold(0, |sum: u64, (file, _)| sum.saturating_add(size(file))),
+    );
     for (file, _) in missing {
         let kept = courier.take(&file, progress).await?;
         arrivals.add(&file.path, kept, progress).await?;
@@ -100,9 +124,34 @@ pub(super) async fn bring(
         tracing::info!(files, bytes, "taken from the Hugging Face cache");
     }
     let received = courier.downloader.map_or(0, |downloader| downloader.received);
-    let record = Record { repo: repo.to_string(), commit: list.commit.clone(), files };
+    let record = Record { repo: repo.to_string(), commit: known_as, files };
     let (directory, record) = blocking(move || Ok((partial.finish(&record)?, record))).await?;
-    Ok(Fetched::of(pinned, directory, &record, received))
+    Ok(Fetched::of(pinned, directory, &Record { commit: list.commit.clone(), ..record }, received))
+}
+
+/// What a record says in place of the commit where no hub has said which files there are. The commit itself is then
+/// not found in the cache: who has a hub asks it, and who has none looks at the other cache again.
+fn unlisted(commit: &str, wanted: &[Wanted]) -> String {
+    let mut hasher = Hasher::new(0, &Expected::Unknown);
+    for file in wanted {
+        let (Expected::Sha256(hash) | Expected::GitBlob(hash)) = &file.expected else { continue };
+        hasher.update(format!("{}\n{hash}\n", file.path).as_bytes());
+    }
+    format!("{commit} as {}", hasher.sums().sha256)
+}
+
+/// What the same files have become before, so that nothing is moved away under a server that reads it.
+fn taken_before(pinned: &Source, directory: &Path, known_as: &str) -> Option<Fetched> {
+    let json = disk::read_small(&directory.join(RECORD), MAX_RECORD).ok()?;
+    let record: Record = serde_json::from_slice(&json).ok()?;
+    let is_there = |file: &str, size: u64| {
+        fs::metadata(directory.join(file)).is_ok_and(|found| found.is_file() && found.len() == size)
+    };
+    let is_it = record.repo == pinned.repo.as_str()
+        && record.commit == known_as
+        && record.files.iter().all(|(file, kept)| select::is_plain(file) && is_there(file, kept.size));
+    let record = Record { commit: pinned.revision().to_owned(), ..record };
+    is_it.then(|| Fetched::of(pinned, directory.to_owned(), &record, 0))
 }
 
 /// Brings files of a commit from the nearest place that has them.

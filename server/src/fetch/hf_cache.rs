@@ -13,8 +13,9 @@
 //! - It is read and never written: what is linked into our cache is never opened for writing there.
 //! - A file is taken by the hash that the hub gives, or, where nobody can be asked, by that in its blob's name.
 //! - Links that lead out of it are not followed.
-//! - Without the hub, it is believed to have all of a model only where it says so. A library that reads the weights
-//!   alone leaves a snapshot without `modules.json`, which would be another model.
+//! - Without the hub, it is believed to have all of a model only where it says so: by the hub's list, or of each file
+//!   that decides by the file itself or by the note that there is none. A library that reads the weights alone, or a
+//!   download that was interrupted, leaves a snapshot without `modules.json`, which would be another model.
 //!
 //! # Assumptions
 //! Nobody writes into blobs: its libraries replace them. Small files, which people edit, are copied.
@@ -32,6 +33,7 @@ use super::list::{Entry, List, Wanted};
 use super::place::is_sha256;
 use super::source::is_commit;
 use super::{Error, Manifest, Repo, Source, room, select};
+use crate::disk;
 use crate::model::directory::{Directory, Tail};
 use crate::model::weights::Weights;
 
@@ -43,8 +45,10 @@ const STEP: usize = 1 << 20;
 const MAX_TREE: u64 = 64 << 20;
 /// More files and folders than a model has.
 const MAX_ENTRIES: usize = 10_000;
-/// There in every download of a whole repository, and in no other.
-const WHOLE: &str = ".gitattributes";
+/// A commit, and a line's end.
+const MAX_REF: u64 = 100;
+/// Says how long texts may be, and more; the libraries ask for it with or without modules.
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// The root of such a cache, which need not be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,8 +104,9 @@ impl HfCache {
         let root = fs::canonicalize(&self.root).ok()?;
         // Here a branch with a slash is a folder with a file.
         let note = root.join(source.repo.directory()).join("refs").join(source.revision());
-        let commit = fs::read_to_string(inside(&root, &note)?).ok()?.trim().to_owned();
-        is_commit(&commit).then_some(commit)
+        let note = disk::read_small(&inside(&root, &note)?, MAX_REF).ok()?;
+        let commit = str::from_utf8(&note).ok()?.trim();
+        is_commit(commit).then(|| commit.to_owned())
     }
 }
 
@@ -151,9 +156,17 @@ impl Snapshot {
         let unreadable = |error: io::Error| {
             tracing::warn!(path = %from.display(), %error, "cannot read a file of the Hugging Face cache");
         };
-        let Ok(mut source) = File::open(&from).map_err(unreadable) else { return Ok(None) };
-        let mut target = place(&from, &arriving, wanted.size.unwrap_or_default())?;
-        let mut hasher = Hasher::new(wanted.size.unwrap_or_default(), &wanted.expected);
+        let size = wanted.size.unwrap_or_default();
+        let mut target = place(&from, &arriving, size)?;
+        // Of a link, what it is now is hashed: its blob may be another by then.
+        let opened = if target.is_some() { disk::open_regular(&from) } else { open_linked(&arriving) };
+        let Ok(source) = opened.map_err(unreadable) else {
+            remove(&arriving)?;
+            return Ok(None);
+        };
+        // It may grow; one byte too many is seen by the hash.
+        let mut source = source.take(size.saturating_add(1));
+        let mut hasher = Hasher::new(size, &wanted.expected);
         let mut buffer = vec![0; STEP];
         loop {
             match source.read(&mut buffer) {
@@ -195,21 +208,20 @@ impl Snapshot {
     /// The files of the commit, without asking the hub: what it once listed, or else what is in the snapshot, where
     /// that is known to be all that matters.
     pub(super) fn list(&self) -> Result<List, Error> {
-        let files = match self.tree() {
-            Some(files) => files,
-            None => self.walk()?,
+        let (files, is_whole) = match self.tree() {
+            Some(files) => (files, true),
+            None => (self.walk()?, false),
         };
-        Ok(List { commit: self.commit.clone(), files })
+        Ok(List { commit: self.commit.clone(), files, is_whole })
     }
 
     fn tree(&self) -> Option<BTreeMap<String, Entry>> {
         let path = inside(&self.root, &self.model.join("trees").join(format!("{}.json", self.commit)))?;
-        let mut json = Vec::new();
-        File::open(path).ok()?.take(MAX_TREE).read_to_end(&mut json).ok()?;
+        let json = disk::read_small(&path, MAX_TREE).ok()?;
         let Tree { files, .. } =
             serde_json::from_slice(&json).ok().filter(|tree: &Tree| tree.format_version == 1)?;
         let entry = |(path, leaf): (String, Leaf)| {
-            let entry = match leaf.lfs_sha256 {
+            let mut entry = match leaf.lfs_sha256 {
                 Some(sha256) => {
                     Entry { size: leaf.lfs_size.or(Some(leaf.size)), expected: Expected::Sha256(sha256) }
                 }
@@ -221,7 +233,11 @@ impl Snapshot {
                 Expected::GitBlob(hash) => is_commit(hash),
                 Expected::Unknown => false,
             };
-            (select::is_plain(&path) && is_hash).then_some((path, entry))
+            // A file that cannot be verified is there nevertheless: without it, this would be another model.
+            if !is_hash {
+                entry.expected = Expected::Unknown;
+            }
+            select::is_plain(&path).then_some((path, entry))
         };
         Some(files.into_iter().filter_map(entry).collect())
     }
@@ -257,9 +273,7 @@ impl Snapshot {
     /// Whether it is known of each file that decides on the vectors that it is there, or that there is none.
     fn check_known(&self, files: &BTreeMap<String, Entry>) -> Result<(), Error> {
         let is_known = |file: &str| {
-            files.contains_key(file)
-                || files.contains_key(WHOLE)
-                || self.model.join(".no_exist").join(&self.commit).join(file).is_file()
+            files.contains_key(file) || self.model.join(".no_exist").join(&self.commit).join(file).is_file()
         };
         // Without a list of modules the others say nothing to the libraries that fill this cache.
         let decisive = if files.contains_key(select::MODULES) {
@@ -267,11 +281,11 @@ impl Snapshot {
         } else {
             &[select::MODULES]
         };
-        match decisive.iter().find(|file| !is_known(file)) {
+        match decisive.iter().chain([&TOKENIZER_CONFIG]).find(|file| !is_known(file)) {
             None => Ok(()),
             Some(file) => Err(self.error(format!(
                 "its snapshot may lack {file}, which decides on the vectors; get all of the repository \
-                 (`hf download {}`), or fetch it with a network",
+                 (`hf download {}`, with huggingface_hub 1.22 or newer), or fetch it with a network",
                 self.repo
             ))),
         }
@@ -320,6 +334,14 @@ fn place(from: &Path, to: &Path, size: u64) -> Result<Option<File>, Error> {
     File::create_new(to).map(Some).map_err(Error::io("creating", to))
 }
 
+/// Opens what was linked; a link to a name that stood in its place is not followed.
+fn open_linked(path: &Path) -> io::Result<File> {
+    if !fs::symlink_metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "is no regular file"));
+    }
+    disk::open_regular(path)
+}
+
 fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", path)(error)),
@@ -336,5 +358,24 @@ fn named_by(blob: &Path) -> Expected {
         Expected::GitBlob(name.to_owned())
     } else {
         Expected::Unknown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_that_was_put_in_a_blobs_place_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("elsewhere"), vec![1; 2 << 20]).unwrap();
+        std::os::unix::fs::symlink(at("elsewhere"), at("blob")).unwrap();
+        // The link itself is what gets another name.
+        assert!(place(&at("blob"), &at("arriving"), 2 << 20).unwrap().is_none());
+        assert!(fs::symlink_metadata(at("arriving")).unwrap().is_symlink());
+        assert!(open_linked(&at("arriving")).is_err());
+        assert!(place(&at("elsewhere"), &at("arriving"), 2 << 20).unwrap().is_none());
+        assert!(open_linked(&at("arriving")).is_ok());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use indicatif::BinaryBytes;
 use serde::Deserialize;
 
 use super::digest::Expected;
@@ -13,6 +14,8 @@ use super::{Error, Source, select};
 pub(super) struct List {
     pub(super) commit: String,
     pub(super) files: BTreeMap<String, Entry>,
+    /// Whether it is the hub's, so that what is not in it is not in the commit.
+    pub(super) is_whole: bool,
 }
 
 /// What the hub says about a file. Only files that are taken need all of it.
@@ -29,6 +32,20 @@ pub(super) struct Wanted {
     /// `None`: the answer will tell, if anything does.
     pub(super) size: Option<u64>,
     pub(super) expected: Expected,
+}
+
+impl Wanted {
+    /// Refuses what has more bytes than that, which is what `limit` says.
+    pub(super) fn check_size(&self, most: u64, limit: &str, host: &str) -> Result<(), Error> {
+        match self.size {
+            Some(size) if size > most => {
+                let (size, most) = (BinaryBytes(size), BinaryBytes(most));
+                let why = format!("{} has {size}, more than the {most} {limit}", self.path);
+                Err(Error::InvalidList { host: host.to_owned(), why })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -80,7 +97,7 @@ pub(super) fn parse(json: &[u8], host: &str, source: &Source) -> Result<List, Er
         };
         files.insert(rfilename, entry);
     }
-    Ok(List { commit: sha, files })
+    Ok(List { commit: sha, files, is_whole: true })
 }
 
 impl List {

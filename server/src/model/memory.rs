@@ -74,30 +74,37 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::model::inventory::Needed;
 
     #[test]
     fn weights_are_counted_as_they_are_held_and_where() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/families/qwen3");
         let directory = Directory::read(&path).unwrap();
-        let tensors: Vec<_> = needed(&directory).into_iter().flat_map(|group| group.tensors).collect();
-        let elements = |role: Role| -> u64 {
-            tensors.iter().filter(|tensor| tensor.role == role).map(Needed::elements).sum()
-        };
-        let (tables, linear, small) = (elements(Role::Table), elements(Role::Linear), elements(Role::Small));
-        let [wide, narrow] = [4, 2].map(|bytes| 4 * tables + bytes * linear + 4 * small);
+        // A table of 349 times 32 numbers; two layers of 10752 in matrices, of which the largest has 64 times 32, and
+        // of 96 in norms; a norm of 32.
+        let (table, largest) = (4 * 11_168, 4 * 2048);
+        let wide = 4 * 32_896;
+        let narrow = 4 * (11_168 + 224) + 2 * 21_504;
         let on = |device, plan| Plan { device, ..plan };
         let packed = |dtype| Plan::on_cpu(Implementation::Packed, dtype);
-        for (plan, weights, gpu) in [
-            (packed(Dtype::Float32), wide, None),
-            (packed(Dtype::BFloat16), narrow, None),
-            (Plan::on_cpu(Implementation::Fused, Dtype::BFloat16), narrow, None),
-            (on(Device::Cuda(0, 2), packed(Dtype::Float16)), narrow, Some(narrow)),
+        let fused = |dtype| Plan::on_cpu(Implementation::Fused, dtype);
+        for (plan, weights, loading, total, gpu) in [
+            (packed(Dtype::Float32), wide, table + 3 * largest, 500_200_832, None),
+            (packed(Dtype::BFloat16), narrow, table + 3 * largest, 500_157_824, None),
+            (Plan::on_cpu(Implementation::RustBert, Dtype::Float32), wide, 69_248, 500_200_832, None),
+            // The table is larger than what a matrix takes three times.
+            (fused(Dtype::BFloat16), narrow, table, 500_133_248, None),
+            (fused(Dtype::Float32), wide, table, 500_176_256, None),
+            (
+                on(Device::Cuda(0, 2), packed(Dtype::Float16)),
+                88_576,
+                table + 3 * largest,
+                500_069_248,
+                Some(88_576),
+            ),
         ] {
-            let memory = Memory::estimate(&directory, plan);
-            assert_eq!((memory.weights, memory.gpu), (weights, gpu), "{plan:?}");
-            let here = if gpu.is_some() { 0 } else { weights };
-            assert_eq!(memory.total, OTHER + memory.loading + here, "{plan:?}");
+            let expected = Memory { weights, loading, total, gpu };
+            assert_eq!(Memory::estimate(&directory, plan), expected, "{plan:?}");
+            assert_eq!(expected.of_process(), total - 500_000_000);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `embedding-server convert`, as somebody runs it who has a directory.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -124,6 +125,19 @@ fn shards_are_weights_when_all_of_them_are_there() {
 
     std::fs::write(&last, whole).unwrap();
     let summary = summary(&convert(directory.path()));
+    let made = std::fs::read(&index).unwrap();
+    let map = &serde_json::from_slice::<Value>(&made).unwrap()["weight_map"];
+    let sha256 = embedding_server::space::hex(&Sha256::digest(&made));
+    assert_eq!(
+        summary["converted"][3],
+        json!({
+            "from": "pytorch_model.bin.index.json",
+            "to": "model.safetensors.index.json",
+            "tensors": map.as_object().unwrap().len(),
+            "bytes": made.len(),
+            "sha256": sha256,
+        })
+    );
     let targets: Vec<_> =
         summary["converted"].as_array().unwrap().iter().map(|made| made["to"].clone()).collect();
     assert_eq!(
@@ -131,10 +145,62 @@ fn shards_are_weights_when_all_of_them_are_there() {
         [
             "model-00001-of-00003.safetensors",
             "model-00002-of-00003.safetensors",
-            "model-00003-of-00003.safetensors"
+            "model-00003-of-00003.safetensors",
+            "model.safetensors.index.json"
         ]
     );
-    assert!(index.exists());
+}
+
+#[test]
+fn safetensors_of_somebody_else_are_not_replaced() {
+    let directory = model("bert-sharded");
+    let theirs = directory.path().join("model-00002-of-00003.safetensors");
+    std::fs::write(&theirs, "theirs").unwrap();
+    assert_eq!(
+        failure(directory.path()),
+        "error: DIR/model-00002-of-00003.safetensors: is there already and is not what \
+         pytorch_model-00002-of-00003.bin becomes; move one of the two away"
+    );
+    assert_eq!(std::fs::read(&theirs).unwrap(), b"theirs");
+    assert!(!directory.path().join("model.safetensors.index.json").exists());
+}
+
+#[test]
+fn folders_that_are_links_are_left_alone() {
+    let (directory, elsewhere) = (model("distilbert-dense"), model("distilbert-dense"));
+    symlink(elsewhere.path(), directory.path().join("3_Dense")).unwrap();
+    let summary = summary(&convert(directory.path()));
+    assert_eq!(summary["converted"].as_array().unwrap().len(), 2, "{summary}");
+    assert!(!elsewhere.path().join("model.safetensors").exists());
+}
+
+#[test]
+fn what_is_no_file_is_not_read() {
+    for (what, name, problem) in [
+        ("/dev/zero", "pytorch_model.bin", "cannot be read: is no regular file"),
+        ("pipe", "pytorch_model.bin", "cannot be read: is no regular file"),
+        ("folder", "pytorch_model.bin", "cannot be read: is no regular file"),
+        ("/not/there", "pytorch_model.bin", "is a link to a file that is not there"),
+        ("large", "pytorch_model.bin", "is larger than 1099511627776 bytes: not a model"),
+        ("/dev/zero", "pytorch_model.bin.index.json", "cannot be read: is no regular file"),
+        ("pipe", "pytorch_model.bin.index.json", "cannot be read: is no regular file"),
+        (
+            "/not/there",
+            "pytorch_model.bin.index.json",
+            "cannot be read: No such file or directory (os error 2)",
+        ),
+        ("large", "pytorch_model.bin.index.json", "cannot be read: is larger than 16777216 bytes"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(name);
+        match what {
+            "pipe" => rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap(),
+            "folder" => std::fs::create_dir(&path).unwrap(),
+            "large" => std::fs::File::create(&path).unwrap().set_len((1 << 40) + 1).unwrap(),
+            to => symlink(to, &path).unwrap(),
+        }
+        assert_eq!(failure(directory.path()), format!("error: DIR/{name}: {problem}"), "{what}");
+    }
 }
 
 #[test]

@@ -57,6 +57,15 @@ fn fill_tree(root: &Path, tree: &Tree) {
     std::fs::write(folder.join(format!("{}.json", tree.commit)), json.to_string()).unwrap();
 }
 
+/// The notes that somebody has asked for these files, and there were none.
+fn fill_absent(root: &Path, tree: &Tree, files: &[&str]) {
+    let absent = root.join(MODEL).join(".no_exist").join(&tree.commit);
+    std::fs::create_dir_all(&absent).unwrap();
+    for file in files {
+        std::fs::write(absent.join(file), "").unwrap();
+    }
+}
+
 fn all(tree: &Tree) -> Vec<&str> {
     tree.files.keys().map(String::as_str).collect()
 }
@@ -272,32 +281,36 @@ async fn a_manifest_holds_for_what_is_taken_from_there() {
 #[tokio::test]
 async fn a_whole_snapshot_needs_no_hub() {
     for model in ["distilbert-dense", "bert-no-modules", "xlm-roberta-reranker"] {
-        for known_by in ["the list", "what was not there", ".gitattributes"] {
-            let desk = Desk::new(Tree::of_directory(REPO, &twin(model)).with(".gitattributes", "")).await;
+        for known_by in ["the list", "what was not there"] {
+            let desk = Desk::new(Tree::of_directory(REPO, &twin(model))).await;
             let tree = desk.tree();
-            let files: Vec<_> =
-                all(&tree).into_iter().filter(|file| known_by == *file || !file.starts_with('.')).collect();
-            fill(&desk.hf, &tree, &files);
-            match known_by {
-                "the list" => fill_tree(&desk.hf, &tree),
-                "what was not there" => {
-                    let absent = desk.hf.join(MODEL).join(".no_exist").join(&tree.commit);
-                    std::fs::create_dir_all(&absent).unwrap();
-                    for file in ["modules.json", "config_sentence_transformers.json"] {
-                        if !tree.files.contains_key(file) {
-                            std::fs::write(absent.join(file), "").unwrap();
-                        }
-                    }
-                }
-                _ => {}
+            fill(&desk.hf, &tree, &all(&tree));
+            let is_listed = known_by == "the list";
+            if is_listed {
+                fill_tree(&desk.hf, &tree);
+            } else {
+                let decisive = ["modules.json", "config_sentence_transformers.json"];
+                let absent: Vec<_> =
+                    decisive.into_iter().filter(|file| !tree.files.contains_key(*file)).collect();
+                fill_absent(&desk.hf, &tree, &absent);
             }
             let before = desk.state();
             let by_branch =
                 desk.offline("main").await.unwrap_or_else(|| panic!("{model}, known by {known_by}"));
             assert_eq!((by_branch.revision.as_str(), &by_branch.commit), ("main", &tree.commit));
             assert_eq!(fingerprint(&by_branch.directory), fingerprint(&twin(model)));
+            let inode = || std::fs::metadata(by_branch.directory.join("config.json")).unwrap().ino();
+            let once = inode();
             let by_commit = desk.offline(&tree.commit).await.unwrap();
-            assert_eq!(by_commit.directory, by_branch.directory);
+            assert_eq!(by_commit, Fetched { revision: tree.commit.clone(), ..by_branch.clone() });
+            assert_eq!(inode(), once, "a server may be reading it");
+            assert_eq!(
+                desk.bench.model_directory(),
+                [format!(".lock-{0}", tree.commit), tree.commit.clone()]
+            );
+            // Only what the hub has listed needs no hub ever after.
+            let ours = desk.bench.cache.find(&source(REPO, &tree.commit)).unwrap();
+            assert_eq!(ours.is_some(), is_listed, "{model}");
             assert_eq!(desk.offline("other").await, None);
             assert!(desk.state() == before);
             assert_eq!(desk.bench.hub.requests(), []);
@@ -326,12 +339,20 @@ async fn a_snapshot_of_pickles_becomes_safetensors_of_ours() {
 #[tokio::test]
 async fn a_snapshot_that_may_be_of_another_model_is_not_used_without_the_hub() {
     let weights = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
-    let tree = Tree::of_directory(REPO, &twin("distilbert-dense"));
+    // Which is there after every download of a repository, also after one that did not come to its end.
+    let tree = Tree::of_directory(REPO, &twin("distilbert-dense")).with(".gitattributes", "");
     let without = |file: &str| all(&tree).into_iter().filter(|name| *name != file).collect::<Vec<_>>();
     for (name, files, lists) in [
         // As transformers leaves it, which does not ask for the modules.
         ("weights alone", weights.to_vec(), false),
         ("weights alone, and the list", weights.to_vec(), true),
+        (
+            "weights alone, and what is there of each whole repository",
+            [weights.as_slice(), &[".gitattributes"]].concat(),
+            false,
+        ),
+        ("without modules", without("modules.json"), false),
+        ("without the tokenizer's settings", without("tokenizer_config.json"), false),
         ("without prompts", without("config_sentence_transformers.json"), false),
         ("without its length", without("sentence_bert_config.json"), false),
         ("without its pooling", without("1_Pooling/config.json"), false),
@@ -373,6 +394,90 @@ async fn a_snapshot_that_may_be_of_another_model_is_not_used_without_the_hub() {
             assert!(desk.offline("main").await.is_some());
         }
     }
+}
+
+#[tokio::test]
+async fn what_no_hub_has_listed_is_asked_for_again_when_there_is_one() {
+    let mut desk = Desk::new(Tree::of_directory(REPO, &twin("distilbert-dense"))).await;
+    let tree = desk.tree();
+    let files: Vec<_> = all(&tree).into_iter().filter(|file| *file != "modules.json").collect();
+    fill(&desk.hf, &tree, &files);
+    fill_absent(&desk.hf, &tree, &["modules.json"]);
+    for revision in ["main", &tree.commit] {
+        let wrong = desk.offline(revision).await.unwrap();
+        assert_ne!(fingerprint(&wrong.directory), fingerprint(&twin("distilbert-dense")));
+        // Nor does a hub that does not answer make it ours.
+        let endpoint = std::mem::replace(&mut desk.bench.settings.endpoint, closed_port().await);
+        assert_eq!(desk.bench.fetch(revision).await.unwrap().directory, wrong.directory);
+        desk.bench.settings.endpoint = endpoint;
+        let right = desk.bench.fetch(revision).await.unwrap();
+        assert_eq!(fingerprint(&right.directory), fingerprint(&twin("distilbert-dense")));
+        assert_eq!(desk.offline(revision).await.unwrap().directory, right.directory);
+        std::fs::remove_dir_all(right.directory).unwrap();
+    }
+    // What comes into the snapshot is not passed over.
+    let before = desk.offline("main").await.unwrap();
+    assert!(!before.directory.join("modules.json").exists());
+    fill(&desk.hf, &tree, &["modules.json"]);
+    let after = desk.offline("main").await.unwrap();
+    assert_eq!(fingerprint(&after.directory), fingerprint(&twin("distilbert-dense")));
+    // A manifest says which files there are, as the hub does.
+    let ours = || desk.bench.cache.find(&source(REPO, &tree.commit)).unwrap();
+    assert_eq!(ours(), None);
+    let unneeded = ["mutations.json", "reference.json", "reference.safetensors"];
+    let hashes: Vec<_> = all(&tree)
+        .into_iter()
+        .filter(|file| !unneeded.contains(file))
+        .map(|file| (file, tree.sha256(file)))
+        .collect();
+    let source = source(REPO, &tree.commit);
+    let manifest = manifest(&hashes);
+    let whole = fetch_offline(&desk.bench.cache, &source, Some(&manifest), &mut Recorder::default()).await;
+    assert_eq!(ours(), whole.unwrap().map(|whole| whole.directory));
+    assert!(ours().is_some());
+}
+
+#[tokio::test]
+async fn a_list_that_gives_no_hash_of_a_file_does_not_hide_it() {
+    let desk = Desk::new(Tree::of_directory(REPO, &twin("distilbert-dense"))).await;
+    let tree = desk.tree();
+    fill(&desk.hf, &tree, &all(&tree));
+    fill_tree(&desk.hf, &tree);
+    let list = desk.hf.join(MODEL).join("trees").join(format!("{}.json", tree.commit));
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&list).unwrap()).unwrap();
+    json["files"]["modules.json"]["blob_id"] = "../modules".into();
+    std::fs::write(&list, json.to_string()).unwrap();
+    assert_eq!(desk.offline("main").await, None);
+}
+
+#[tokio::test]
+async fn a_note_of_a_commit_that_is_none_is_not_read_to_its_end() {
+    let desk = Desk::new(Tree::of_directory(REPO, &twin("bert-no-modules"))).await;
+    let tree = desk.tree();
+    fill(&desk.hf, &tree, &all(&tree));
+    fill_tree(&desk.hf, &tree);
+    let note = desk.hf.join(MODEL).join("refs/main");
+    std::fs::remove_file(&note).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &note, rustix::fs::Mode::RWXU).unwrap();
+    assert_eq!(desk.offline("main").await, None);
+    std::fs::remove_file(&note).unwrap();
+    std::fs::write(&note, format!("{}{}", tree.commit, " ".repeat(1 << 20))).unwrap();
+    assert_eq!(desk.offline("main").await, None);
+    std::fs::write(&note, format!("{}\n", tree.commit)).unwrap();
+    assert!(desk.offline("main").await.is_some());
+}
+
+#[tokio::test]
+async fn a_list_of_modules_that_is_too_large_to_be_one_is_not_fetched() {
+    let desk = Desk::new(Tree::of_directory(REPO, &twin("distilbert-dense"))).await;
+    desk.bench.hub.change(|tree| {
+        tree.claimed_sizes.insert("modules.json".to_owned(), 65 << 20);
+    });
+    let why = desk.bench.failure("main").await;
+    assert!(
+        why.ends_with("modules.json has 65.00 MiB, more than the 64.00 MiB that such a file may have"),
+        "{why}"
+    );
 }
 
 #[tokio::test]
@@ -502,8 +607,8 @@ fn a_server_without_a_network_serves_from_it_or_says_why_not() {
     assert!(
         stderr.contains(
             "taking test-org/tiny-model from the Hugging Face cache: its snapshot may lack modules.json, which \
-             decides on the vectors; get all of the repository (`hf download test-org/tiny-model`), or fetch it with \
-             a network"
+             decides on the vectors; get all of the repository (`hf download test-org/tiny-model`, with \
+             huggingface_hub 1.22 or newer), or fetch it with a network"
         ),
         "{stderr}"
     );

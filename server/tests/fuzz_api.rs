@@ -77,15 +77,23 @@ fn no_request_finds_a_mistake_or_an_answer_that_is_not_described() {
     let seconds = std::env::var(LONG).map_or(SECONDS, |seconds| seconds.parse().unwrap());
     let tiny = Tiny::new().write();
     let vectors = Server::healthy(&["--model", &format!("{MODEL}={}", tiny.path().display())]);
-    fuzz(&vectors, seconds * 3 / 4, ".");
+    fuzz(&vectors, seconds * 5 / 8, ".");
     // These want another kind of model.
     let scores = Server::healthy(&["--model", &format!("{MODEL}={}", cross_encoder("one").display())]);
     fuzz(&scores, seconds / 4, "(rerank|predict|invocations)$");
+    // And these another server: what is loaded here is in no cache.
+    let empty = tempfile::tempdir().unwrap();
+    let cache = empty.path().display().to_string();
+    let options = ["--allow-model-changes", "--offline", "--cache-dir", &cache];
+    let model = format!("{MODEL}={}", tiny.path().display());
+    let changing = Server::healthy(&[["--model", &model].as_slice(), &options].concat());
+    fuzz(&changing, seconds / 8, "^/models$");
 
     // Requests that are all refused would prove nothing.
     let mut statuses = Statuses::new();
     count(&vectors.get("/metrics").body, &mut statuses);
     count(&scores.get("/metrics").body, &mut statuses);
+    count(&changing.get("/metrics").body, &mut statuses);
     let document: Value = vectors.get("/openapi.json").json();
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, content) in item.as_object().unwrap() {

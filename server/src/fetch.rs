@@ -78,6 +78,7 @@ use client::Client;
 use digest::{Expected, Hasher};
 use hf_cache::Snapshot;
 use list::Wanted;
+use select::Chosen;
 
 /// A model that is here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -231,18 +232,7 @@ async fn find(
         return Ok(Some(found));
     }
     let Some(snapshot) = cache.snapshot_of(source) else { return Ok(None) };
-    match take_snapshot(cache, source, snapshot, manifest, progress).await {
-        Ok(fetched) => Ok(Some(fetched)),
-        Err(error) => {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                repo = %source.repo,
-                revision = source.revision(),
-                "the Hugging Face cache is of no use"
-            );
-            Ok(None)
-        }
-    }
+    Ok(hf_cache::if_of_use(source, take_snapshot(cache, source, snapshot, manifest, progress).await))
 }
 
 async fn take_snapshot(
@@ -265,6 +255,16 @@ async fn take_snapshot(
     };
     source.revision().clone_into(&mut fetched.revision);
     Ok(fetched)
+}
+
+/// Which files to take of a repository, whose leads ([`select::leads`]) are in `directory`.
+fn choose(repo: &Repo, directory: &Path, has: impl Fn(&str) -> bool) -> Result<Chosen, Error> {
+    let read = |lead: &'static str| {
+        let path = directory.join(lead);
+        Ok((lead, fs::read(&path).map_err(Error::io("reading", &path))?))
+    };
+    let leads = select::leads(&has).into_iter().map(read).collect::<Result<BTreeMap<_, _>, Error>>()?;
+    select::files(repo.as_str(), has, |name| leads.get(name).map(Vec::as_slice))
 }
 
 /// Runs on a thread that may block, and runs on there if the caller no longer waits.
@@ -295,13 +295,10 @@ pub fn import(cache: &Cache, source: &Source, from: &Path, manifest: &Manifest) 
         return Ok(found);
     }
     let take = |file: &str| copy(from, partial.directory(), file, manifest);
-    let mut leads = BTreeMap::new();
     for lead in select::leads(has) {
         take(lead)?;
-        let path = partial.directory().join(lead);
-        leads.insert(lead, fs::read(&path).map_err(Error::io("reading", &path))?);
     }
-    let chosen = select::files(repo.as_str(), has, |name| leads.get(name).map(Vec::as_slice))?;
+    let chosen = choose(repo, partial.directory(), has)?;
     let mut arrivals = Arrivals::new(partial.directory(), repo.as_str(), &chosen);
     let mut missing = Vec::new();
     for file in &chosen.files {

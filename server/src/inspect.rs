@@ -231,8 +231,7 @@ pub fn facts(subject: &Subject, preference: Preference, machine: Machine) -> Res
     let known = if is_pickled { None } else { inventory::known(&directory) };
     let space = match known {
         Some(tensors) => {
-            let files = directory.fingerprint(tensors)?;
-            let base = files.with_prompts(&directory.prompts, directory.default_prompt_name.as_deref());
+            let base = directory.base(tensors)?;
             Some(base.space(directory.dimensions(), directory.normalizes()).to_string())
         }
         None => None,

@@ -104,6 +104,18 @@ pub enum State {
     },
 }
 
+impl State {
+    /// The front door of the model of that name, or why there is none.
+    fn embedder(&self, name: &str) -> Result<Arc<Embedder>, Error> {
+        let name = || name.to_owned();
+        match self {
+            Self::Ready(embedder) => Ok(Arc::clone(embedder)),
+            Self::Loading { step } => Err(Error::Loading { name: name(), step: step.clone() }),
+            Self::Failed { why } => Err(Error::Failed { name: name(), why: why.clone() }),
+        }
+    }
+}
+
 /// Where a model's files come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -281,12 +293,7 @@ impl Entry {
     }
 
     fn embedder(&self) -> Result<Arc<Embedder>, Error> {
-        let name = || self.name.to_string();
-        match &self.state {
-            State::Ready(embedder) => Ok(Arc::clone(embedder)),
-            State::Loading { step } => Err(Error::Loading { name: name(), step: step.clone() }),
-            State::Failed { why } => Err(Error::Failed { name: name(), why: why.clone() }),
-        }
+        self.state.embedder(&self.name)
     }
 }
 
@@ -310,6 +317,21 @@ pub struct Status {
     pub is_needed: bool,
     /// Where it is.
     pub state: State,
+}
+
+impl Status {
+    /// Its front door, or why there is none.
+    pub fn embedder(&self) -> Result<Arc<Embedder>, Error> {
+        self.state.embedder(&self.name)
+    }
+}
+
+/// Those for which a server is out of service: that it was started with and cannot embed; of others, only where no
+/// model can.
+pub fn lacking(models: &[Status]) -> impl Iterator<Item = &Status> {
+    let is_ready = |model: &&Status| matches!(model.state, State::Ready(_));
+    let none = !models.iter().any(|model| is_ready(&model));
+    models.iter().filter(move |model| !is_ready(model) && (model.is_needed || none))
 }
 
 /// A model's threads. They are watched until they have ended, also when the model is not served any more.
@@ -487,9 +509,7 @@ impl Models {
             }
             State::Loading { .. } | State::Failed { .. } => Device::Cpu,
         };
-        let find =
-            |running: &mut Vec<Running>| running.iter_mut().find(|it| it.id == slot.id)?.workers.take();
-        let workers = find(&mut self.running());
+        let workers = self.running().iter_mut().find(|it| it.id == slot.id).and_then(|it| it.workers.take());
         if let Some(workers) = workers {
             workers.join();
             self.running().retain(|it| it.id != slot.id);
@@ -683,9 +703,7 @@ pub fn load(
         overflow: manner.overflow,
         dimensions: directory.matryoshka.clone(),
         normalizes: directory.normalizes(),
-        space: directory
-            .fingerprint(tensors)?
-            .with_prompts(&directory.prompts, directory.default_prompt_name.as_deref()),
+        space: directory.base(tensors)?,
     };
     let about = About {
         architecture: directory.encoder.architecture,

@@ -1,25 +1,19 @@
 //! The files of a commit into the cache, each from the nearest place that has it.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use super::arrivals::Arrivals;
-use super::cache::{Cache, Kept, Record};
+use super::cache::{Cache, Kept, Record, read_record};
 use super::client::{self, Client};
 use super::digest::{Expected, Hasher};
 use super::download::{Downloader, Origin};
 use super::hf_cache::Snapshot;
 use super::list::{List, Wanted};
-use super::{Error, Fetched, Hub, Manifest, Place, Progress, Repo, Source, blocking, room, select};
-use crate::disk;
+use super::{Error, Fetched, Hub, Manifest, Place, Progress, Repo, Source, blocking, choose, room, select};
 
 /// More than the list of a model's modules or the index of its weights has: they are read into memory.
 pub(super) const MAX_LEAD: u64 = 64 << 20;
-/// What a complete directory of the cache holds.
-const RECORD: &str = ".fetched.json";
-/// A record has 200 bytes for each file.
-const MAX_RECORD: u64 = 64 << 20;
 
 /// Where the files of a commit come from.
 pub(super) struct Supply<'a> {
@@ -64,25 +58,22 @@ pub(super) async fn bring(
         }),
     };
     let has = |file: &str| list.has(file);
-    let mut leads = BTreeMap::new();
     for lead in select::leads(has) {
         let wanted = list.wanted(lead, &host)?;
         wanted.check_size(MAX_LEAD, "that such a file may have", &host)?;
         // Not told to `progress`, which does not know the total yet.
         courier.take(&wanted, &mut Unresolved(progress)).await?;
-        let path = directory.join(lead);
-        leads.insert(lead, fs::read(&path).map_err(Error::io("reading", &path))?);
     }
     // They come once more with the others, and count then.
     courier.taken = (0, 0);
-    let chosen = select::files(repo.as_str(), has, |name| leads.get(name).map(Vec::as_slice))?;
+    let chosen = choose(repo, directory, has)?;
     let wanted = chosen.files.iter().map(|file| list.wanted(file, &host)).collect::<Result<Vec<_>, _>>()?;
     check_before(&wanted, manifest)?;
     // As for an import, a manifest says what there is where no hub has.
     let is_whole = list.is_whole || manifest.is_some();
     let known_as = if is_whole { list.commit.clone() } else { unlisted(&list.commit, &wanted) };
     if !is_whole && let Some(found) = taken_before(pinned, &place.complete(cache.root()), &known_as) {
-        for lead in leads.keys() {
+        for lead in select::leads(has) {
             // What stays is found by the next fetch.
             drop(fs::remove_file(directory.join(lead)));
         }
@@ -142,14 +133,8 @@ fn unlisted(commit: &str, wanted: &[Wanted]) -> String {
 
 /// What the same files have become before, so that nothing is moved away under a server that reads it.
 fn taken_before(pinned: &Source, directory: &Path, known_as: &str) -> Option<Fetched> {
-    let json = disk::read_small(&directory.join(RECORD), MAX_RECORD).ok()?;
-    let record: Record = serde_json::from_slice(&json).ok()?;
-    let is_there = |file: &str, size: u64| {
-        fs::metadata(directory.join(file)).is_ok_and(|found| found.is_file() && found.len() == size)
-    };
-    let is_it = record.repo == pinned.repo.as_str()
-        && record.commit == known_as
-        && record.files.iter().all(|(file, kept)| select::is_plain(file) && is_there(file, kept.size));
+    let record = read_record(directory).ok()??;
+    let is_it = record.repo == pinned.repo.as_str() && record.commit == known_as;
     let record = Record { commit: pinned.revision().to_owned(), ..record };
     is_it.then(|| Fetched::of(pinned, directory.to_owned(), &record, 0))
 }

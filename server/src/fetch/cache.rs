@@ -27,6 +27,8 @@ use crate::disk;
 use crate::model::digests;
 
 const RECORD: &str = ".fetched.json";
+/// A record has 200 bytes for each file.
+const MAX_RECORD: u64 = 64 << 20;
 /// How often a waiting process looks whether the other one is done.
 const LOCK_POLL: Duration = Duration::from_millis(100);
 
@@ -332,9 +334,9 @@ fn sync_folder(path: &Path) -> Result<(), Error> {
 }
 
 /// The record of a directory that has all that it lists, in the sizes listed.
-fn read_record(directory: &Path) -> Result<Option<Record>, Error> {
+pub(super) fn read_record(directory: &Path) -> Result<Option<Record>, Error> {
     let path = directory.join(RECORD);
-    let json = match fs::read(&path) {
+    let json = match disk::read_small(&path, MAX_RECORD) {
         Ok(json) => json,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("reading", &path)(error)),

@@ -18,12 +18,13 @@ use tempfile::TempDir;
 use super::bring::{MAX_LEAD, Unresolved};
 use super::client::{self, Client};
 use super::download::{Downloader, Origin};
-use super::hf_cache::Snapshot;
+use super::hf_cache::{self, Snapshot};
 use super::list::{List, Wanted};
 use super::retry::Patience;
 use super::select::{self, Chosen};
-use super::{Cache, Error, Hub, Place, Progress, Repo, Source, room};
+use super::{Cache, Error, Hub, Place, Progress, Repo, Source, choose, room};
 use crate::model::Directory as ModelDirectory;
+use crate::model::directory::MAX_SETTINGS;
 use crate::model::weights::MAX_HEADER;
 
 /// What is asked for of a file of weights at first; most headers are shorter.
@@ -32,8 +33,6 @@ const FIRST: u64 = 64 << 10;
 const MAX_TOTAL: u64 = 512 << 20;
 /// The largest vocabulary has 40 MB.
 const MAX_TOKENIZER: u64 = 256 << 20;
-/// Large vocabularies have a `tokenizer_config.json` of more than 1 MB.
-const MAX_SETTINGS: u64 = 16 << 20;
 /// What these limits are, and what to do.
 const LIMIT: &str = "that are taken to look at a model: fetch it, and it is looked at in the cache";
 /// How the names of weights end that have a header.
@@ -132,18 +131,7 @@ async fn here(cache: &Cache, source: &Source) -> Result<Option<Glimpse>, Error> 
         }));
     }
     let Some(snapshot) = cache.snapshot_of(source) else { return Ok(None) };
-    match in_snapshot(&source.repo, &snapshot).await {
-        Ok(found) => Ok(Some(found)),
-        Err(error) => {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                repo = %source.repo,
-                revision = source.revision(),
-                "the Hugging Face cache is of no use"
-            );
-            Ok(None)
-        }
-    }
+    Ok(hf_cache::if_of_use(source, in_snapshot(&source.repo, &snapshot).await))
 }
 
 /// A temporary directory, named as in a cache: the name of some models decides on what they are.
@@ -230,15 +218,12 @@ async fn in_snapshot(repo: &Repo, snapshot: &Snapshot) -> Result<Glimpse, Error>
         None => Err(lacks(&wanted.path)),
     };
     let has = |file: &str| list.has(file);
-    let mut leads = BTreeMap::new();
     for lead in select::leads(has) {
         let wanted = list.wanted(lead, host)?;
         budget.check(&wanted)?;
         take(&wanted).await?;
-        let path = directory.join(lead);
-        leads.insert(lead, fs::read(&path).map_err(Error::io("reading", &path))?);
     }
-    let chosen = select::files(repo.as_str(), has, |name| leads.get(name).map(Vec::as_slice))?;
+    let chosen = choose(repo, &directory, has)?;
     budget.check_all(&list, &chosen, false)?;
     let mut sizes = BTreeMap::new();
     for file in &chosen.files {
@@ -293,15 +278,12 @@ async fn at_hub(
         received: 0,
     };
     let has = |file: &str| list.has(file);
-    let mut leads = BTreeMap::new();
     for lead in select::leads(has) {
         let wanted = list.wanted(lead, &host)?;
         budget.check(&wanted)?;
         downloader.take(&wanted, &mut progress).await?;
-        let path = directory.join(lead);
-        leads.insert(lead, fs::read(&path).map_err(Error::io("reading", &path))?);
     }
-    let chosen = select::files(repo.as_str(), has, |name| leads.get(name).map(Vec::as_slice))?;
+    let chosen = choose(repo, &directory, has)?;
     budget.check_all(list, &chosen, true)?;
     let mut sizes = BTreeMap::new();
     for file in &chosen.files {

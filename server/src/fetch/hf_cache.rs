@@ -310,6 +310,19 @@ impl Snapshot {
     }
 }
 
+/// What was made of a snapshot of `source`. Why nothing could be, is told; it is no error, as the cache is another's.
+pub(super) fn if_of_use<T>(source: &Source, made: Result<T, Error>) -> Option<T> {
+    let told = |error: &Error| {
+        tracing::warn!(
+            error = error as &dyn std::error::Error,
+            repo = %source.repo,
+            revision = source.revision(),
+            "the Hugging Face cache is of no use"
+        );
+    };
+    made.inspect_err(told).ok()
+}
+
 /// What `path` leads to, if that is below `root`.
 fn inside(root: &Path, path: &Path) -> Option<PathBuf> {
     let found = fs::canonicalize(path).ok()?;

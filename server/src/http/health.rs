@@ -23,7 +23,7 @@ use super::SharedState;
 use super::error::ApiError;
 use super::refusals::{AnyErrors, Own};
 use crate::metrics::ModelStatus;
-use crate::models::{State as ModelState, Status};
+use crate::models::{State as ModelState, Status, lacking};
 
 /// Whether every model can embed.
 #[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -42,36 +42,29 @@ pub(super) struct Health {
     failed: BTreeMap<String, String>,
 }
 
-fn judge(states: impl IntoIterator<Item = Status>, stopping: bool) -> Health {
+fn judge(states: Vec<Status>, stopping: bool) -> Health {
     let mut health =
         Health { status: "", models: Vec::new(), loading: BTreeMap::new(), failed: BTreeMap::new() };
-    let (mut loading, mut failed) = (false, false);
-    for Status { name, is_needed, state } in states {
-        let name = name.to_string();
-        match state {
-            ModelState::Ready(_) => health.models.push(name),
-            ModelState::Loading { step } => {
-                loading |= is_needed;
-                health.loading.insert(name, step);
-            }
-            ModelState::Failed { why } => {
-                failed |= is_needed;
-                health.failed.insert(name, why);
-            }
-        }
-    }
-    let none = health.models.is_empty();
+    let failed = lacking(&states).any(|model| matches!(model.state, ModelState::Failed { .. }));
     health.status = if stopping {
         "stopping"
-    } else if failed || none && !health.failed.is_empty() {
+    } else if failed {
         "failed"
-    } else if loading || none && !health.loading.is_empty() {
+    } else if lacking(&states).next().is_some() {
         "loading"
-    } else if none {
+    } else if states.is_empty() {
         "empty"
     } else {
         "healthy"
     };
+    for Status { name, state, .. } in states {
+        let name = name.to_string();
+        match state {
+            ModelState::Ready(_) => health.models.push(name),
+            ModelState::Loading { step } => drop(health.loading.insert(name, step)),
+            ModelState::Failed { why } => drop(health.failed.insert(name, why)),
+        }
+    }
     health
 }
 

@@ -12,7 +12,6 @@ use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderValue, Version, header};
 use axum::response::Response;
-
 use http_body_util::BodyExt as _;
 use hyper::body::{Frame, SizeHint};
 use tokio::sync::oneshot;
@@ -77,13 +76,12 @@ impl Leftover {
     /// Throws away what is left, or says in the answer that the connection ends.
     pub(super) async fn clear(self, response: &mut Response) {
         let Some(mut body) = self.0.and_then(|mut back| back.try_recv().ok()) else { return };
-        // So long that the rest of it is not worth waiting for.
-        if body.size_hint().lower() > MOST as u64 {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            return;
-        }
         let mut left = MOST;
         let drained = async {
+            // So long that the rest of it is not worth waiting for.
+            if body.size_hint().lower() > MOST as u64 {
+                return false;
+            }
             while !body.is_end_stream() {
                 match body.frame().await {
                     None => return true,

@@ -218,19 +218,19 @@ pub(super) async fn change(State(shared): SharedState, request: Request) -> Resu
     if request.headers().contains_key(header::ORIGIN) {
         return Err(ApiError::not_for_browsers());
     }
-    let (_, change): (_, ModelChange) = json::read(request, &shared.settings).await?;
-    match (change.load.clone(), change.unload.clone()) {
+    let (_, mut change): (_, ModelChange) = json::read(request, &shared.settings).await?;
+    match (change.load.take(), change.unload.take()) {
         (Some(place), None) => {
             tracing::info!(load = place, "asked to load a model");
             shared.models.add(change.spec(&place)?)?;
             Ok((StatusCode::ACCEPTED, Json(List::of(&shared.models))).into_response())
         }
         (None, Some(name)) => {
-            let removing = {
-                let (models, name) = (Arc::clone(&shared.models), name.clone());
-                tokio::task::spawn_blocking(move || models.remove(&name))
-            };
-            removing.await.map_err(|error| ApiError::internal(format!("unloading failed: {error}")))??;
+            let models = Arc::clone(&shared.models);
+            let removing = tokio::task::spawn_blocking(move || models.remove(&name).map(|()| name));
+            let removed = removing.await;
+            let name =
+                removed.map_err(|error| ApiError::internal(format!("unloading failed: {error}")))??;
             tracing::info!(unload = name, "unloaded a model");
             Ok(Json(List::of(&shared.models)).into_response())
         }

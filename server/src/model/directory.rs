@@ -410,6 +410,11 @@ impl Directory {
         Ok(parts.files())
     }
 
+    /// The same with its prompts.
+    pub fn base(&self, tensors: Vec<space::Tensor>) -> Result<space::Base, Error> {
+        Ok(self.fingerprint(tensors)?.with_prompts(&self.prompts, self.default_prompt_name.as_deref()))
+    }
+
     /// What its numbers are.
     pub fn kind(&self) -> Kind {
         self.classifier.clone().map_or(Kind::Embedding, Kind::CrossEncoder)
@@ -446,8 +451,9 @@ fn json_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     serde_json::from_slice(&bytes).map(Some).map_err(|source| Error::Json { path: path.to_owned(), source })
 }
 
-/// The largest file of settings: what has a line for each of many labels has some hundred kilobytes.
-const MAX_SETTINGS: u64 = 16 << 20;
+/// The largest file of settings: what has a line for each of many labels has some hundred kilobytes, and large
+/// vocabularies have a `tokenizer_config.json` of more than 1 MB.
+pub(crate) const MAX_SETTINGS: u64 = 16 << 20;
 /// The largest `tokenizer.json`: those of 256,000 tokens have some 35 MB.
 pub(crate) const MAX_TOKENIZER: u64 = 512 << 20;
 const MODULES: &str = "modules.json";

@@ -104,39 +104,38 @@ pub fn needed(directory: &Directory) -> Vec<Group> {
     groups
 }
 
-/// The tensors that the implementations read, as [`super::load`] tells them after reading.
-pub fn tensors(directory: &Directory) -> Result<Vec<space::Tensor>, Error> {
-    let mut tensors = Vec::new();
+/// What is told of each tensor that is [`needed`], in their order.
+fn each<T>(
+    directory: &Directory,
+    tell: impl Fn(&Group, &Weights, &Needed) -> Result<T, Error>,
+) -> Result<Vec<T>, Error> {
+    let mut told = Vec::new();
     for group in needed(directory) {
         let weights = group.open(directory)?;
-        for Needed { names, .. } in &group.tensors {
-            tensors.push(group.named(weights.describe(&weights.first_of(names))?));
+        for tensor in &group.tensors {
+            told.push(tell(&group, &weights, tensor)?);
         }
     }
-    Ok(tensors)
+    Ok(told)
+}
+
+/// The tensors that the implementations read, as [`super::load`] tells them after reading.
+pub fn tensors(directory: &Directory) -> Result<Vec<space::Tensor>, Error> {
+    each(directory, |group, weights, tensor| {
+        Ok(group.named(weights.describe(&weights.first_of(&tensor.names))?))
+    })
 }
 
 /// The same where their hashes are known already; nothing where some are not.
 pub fn known(directory: &Directory) -> Option<Vec<space::Tensor>> {
-    let mut tensors = Vec::new();
-    for group in needed(directory) {
-        let weights = group.open(directory).ok()?;
-        for Needed { names, .. } in &group.tensors {
-            tensors.push(group.named(weights.describe_known(&weights.first_of(names))?));
-        }
-    }
-    Some(tensors)
+    let known = each(directory, |group, weights, tensor| {
+        Ok(weights.describe_known(&weights.first_of(&tensor.names)).map(|tensor| group.named(tensor)))
+    });
+    known.ok()?.into_iter().collect()
 }
 
 /// As what each of the tensors that are [`needed`] is stored, in their order. An error where one is missing, has
 /// another shape than the configuration says, or numbers that cannot be read. Reads no numbers.
 pub fn stored(directory: &Directory) -> Result<Vec<Dtype>, Error> {
-    let mut dtypes = Vec::new();
-    for group in needed(directory) {
-        let weights = group.open(directory)?;
-        for Needed { names, shape, .. } in &group.tensors {
-            dtypes.push(weights.dtype(&weights.first_of(names), shape)?);
-        }
-    }
-    Ok(dtypes)
+    each(directory, |_, weights, tensor| weights.dtype(&weights.first_of(&tensor.names), &tensor.shape))
 }

@@ -13,7 +13,7 @@ use crate::embedder::{self, Embedder};
 use crate::http::error::ApiError;
 use crate::http::refusals::{AnyErrors, ModelErrors, Tei};
 use crate::http::{Shared, SharedState};
-use crate::models::{self, State as ModelState, Status};
+use crate::models;
 use crate::scores::{Classifier, Kind};
 use crate::tokenize::Overflow;
 
@@ -146,14 +146,8 @@ pub(in crate::http) async fn ping(State(shared): SharedState) -> Result<(), ApiE
     if states.is_empty() {
         return Err(models::Error::Empty.into());
     }
-    let is_any_ready = states.iter().any(|model| matches!(model.state, ModelState::Ready(_)));
-    for Status { name, state, .. } in states.into_iter().filter(|model| model.is_needed || !is_any_ready) {
-        let name = name.to_string();
-        match state {
-            ModelState::Ready(_) => {}
-            ModelState::Loading { step } => return Err(models::Error::Loading { name, step }.into()),
-            ModelState::Failed { why } => return Err(models::Error::Failed { name, why }.into()),
-        }
+    match models::lacking(&states).next() {
+        Some(model) => model.embedder().map(drop).map_err(ApiError::from),
+        None => Ok(()),
     }
-    Ok(())
 }

@@ -12,17 +12,16 @@ use axum::extract::ConnectInfo;
 use axum::http::{Request, StatusCode};
 use embedding_server::embedder::{Caller, Embedder, Limits};
 use embedding_server::http::Shared;
-use embedding_server::metrics::Metrics;
 use embedding_server::model::fake::{Fake, Words};
 use embedding_server::model::{Error, Model, TokenBatch};
-use embedding_server::models::{Loaded, Models, Settings};
+use embedding_server::models::{Loaded, Settings};
 use embedding_server::options::Options;
-use embedding_server::tokenize::{Encode, How, Input, Pool};
+use embedding_server::tokenize::{Encode, How, Input};
 use embedding_server::worker::Threads;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use support::ask::{self, Answer, send};
-use support::{http_settings, loaded, settings};
+use support::{http_settings, loaded, serving, settings};
 use tokio::task::JoinHandle;
 
 /// A model that makes the fake's vectors when it is let through.
@@ -101,11 +100,8 @@ fn server(limits: Limits) -> (Arc<Shared>, Gate) {
         limits,
         ..settings()
     };
-    let (models, metrics) = (Models::new(["fake"]), Arc::new(Metrics::new()));
     let model = Loaded { models: vec![Box::new(gate.clone())], ..loaded(&Fake::new(4)) };
-    models
-        .serve(&models.slot("fake").unwrap(), model, &settings, &Arc::new(Pool::new(2).unwrap()), &metrics)
-        .unwrap();
+    let (models, metrics) = serving(&settings, [("fake", [].as_slice(), model)]);
     (Shared::new(models, metrics, http_settings()), gate)
 }
 

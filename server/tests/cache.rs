@@ -12,17 +12,15 @@ use axum::body::Body;
 use axum::http::{Request, Response, header};
 use embedding_server::embedder::Limits;
 use embedding_server::http::{self, Shared};
-use embedding_server::metrics::Metrics;
 use embedding_server::model::fake::Fake;
-use embedding_server::models::{Loaded, Models, Settings};
+use embedding_server::models::Settings;
 use embedding_server::space::Base;
-use embedding_server::tokenize::Pool;
 use futures_util::future::join_all;
 use http_body_util::BodyExt as _;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
-use support::{http_settings, loaded, settings, shared};
+use support::{http_settings, loaded, serving, settings, shared};
 use tower::ServiceExt as _;
 
 /// Enough for all vectors of a test.
@@ -151,21 +149,13 @@ async fn nothing_of_another_space_prompt_or_cut_is_answered() {
 
 #[tokio::test]
 async fn models_share_nothing_but_their_space() {
-    let (metrics, models) = (Arc::new(Metrics::new()), Models::new(["one", "other", "same"]));
-    let pool = Arc::new(Pool::new(2).unwrap());
-    for (name, space) in [("one", "one"), ("other", "other"), ("same", "one")] {
-        let Loaded { models: handles, tokenizer, mut about } = loaded(&Fake::new(4));
-        about.offer.space = Base::of_test(space);
-        models
-            .serve(
-                &models.slot(name).unwrap(),
-                Loaded { models: handles, tokenizer, about },
-                &settings(),
-                &pool,
-                &metrics,
-            )
-            .unwrap();
-    }
+    let of_space = |(name, space)| {
+        let mut model = loaded(&Fake::new(4));
+        model.about.offer.space = Base::of_test(space);
+        (name, [].as_slice(), model)
+    };
+    let spaces = [("one", "one"), ("other", "other"), ("same", "one")];
+    let (models, metrics) = serving(&settings(), spaces.map(of_space));
     let shared = Shared::new(models, metrics, http::Settings { cache_bytes: ROOM, ..http_settings() });
     for (model, outcome) in [("one", "MISS"), ("other", "MISS"), ("same", "HIT"), ("other", "HIT")] {
         let (found, answer) = ask(&shared, json!({"texts": ["a"], "model": model})).await;

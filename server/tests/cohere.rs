@@ -12,15 +12,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use embedding_server::embedder::Limits;
 use embedding_server::http::{self, Shared};
-use embedding_server::metrics::Metrics;
 use embedding_server::model::fake::Fake;
-use embedding_server::models::{Loaded, Models, Settings};
+use embedding_server::models::Settings;
 use embedding_server::options::Offer;
 use embedding_server::quantize::{NumberType, Numbers};
-use embedding_server::tokenize::Pool;
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
-use support::{http_settings, loaded, offer, settings, shared};
+use support::{http_settings, in_service, loaded, offer, settings, shared};
 use tower::ServiceExt as _;
 
 fn server() -> Arc<Shared> {
@@ -29,19 +27,9 @@ fn server() -> Arc<Shared> {
 
 /// A server of a model with this offer.
 fn server_of(offer: Offer) -> Arc<Shared> {
-    let (metrics, models) = (Arc::new(Metrics::new()), Models::new(["fake"]));
-    let Loaded { models: handles, tokenizer, mut about } = loaded(&Fake::new(4));
-    about.offer = offer;
-    let pool = Arc::new(Pool::new(2).unwrap());
-    models
-        .serve(
-            &models.slot("fake").unwrap(),
-            Loaded { models: handles, tokenizer, about },
-            &settings(),
-            &pool,
-            &metrics,
-        )
-        .unwrap();
+    let mut model = loaded(&Fake::new(4));
+    model.about.offer = offer;
+    let (models, metrics) = in_service("fake", model);
     Shared::new(models, metrics, http_settings())
 }
 

@@ -17,7 +17,7 @@ use embedding_server::options::{self, Options};
 use embedding_server::scores::{Activation, Classifier, Kind};
 use embedding_server::tokenize::{Encode, How, Overflow, Tokenizer, Tokens};
 use serde_json::{Value, json};
-use support::{cross_encoder, python, settings};
+use support::{cross_encoder, directory, python, settings};
 
 /// Pieces that the server makes of pairs and texts, with what the model makes of them.
 struct Ours {
@@ -175,12 +175,7 @@ fn the_fingerprint_is_of_its_head_too() {
 
 /// A copy to be changed.
 fn copied(name: &str) -> tempfile::TempDir {
-    let copy = tempfile::tempdir().unwrap();
-    for file in std::fs::read_dir(cross_encoder(name)).unwrap() {
-        let file = file.unwrap();
-        std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
-    }
-    copy
+    directory::copied(&cross_encoder(name))
 }
 
 /// What the server makes of a directory in which fields of a file were set; `null` takes one away.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use embedding_server::model::digests;
 use serde_json::{Value, json};
+use support::directory::copy;
 use support::process::{Memory, Server, command};
 use support::tiny::{Stored, Tiny};
 use support::{cross_encoder, minilm};
@@ -78,19 +79,6 @@ fn hashed_families() -> (tempfile::TempDir, Vec<String>) {
     }
     assert!(models.len() > 30, "{models:?}");
     (all, models)
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 #[test]

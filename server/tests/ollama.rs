@@ -10,15 +10,14 @@ use axum::body::Body;
 use axum::http::{Request, Response};
 use embedding_server::embedder::Limits;
 use embedding_server::http::{self, Shared};
-use embedding_server::metrics::Metrics;
 use embedding_server::model::fake::Fake;
-use embedding_server::models::{Loaded, Models, Settings, State};
+use embedding_server::models::{Settings, State};
 use embedding_server::options::Offer;
 use embedding_server::scores::{Activation, Classifier, Kind};
-use embedding_server::tokenize::{Overflow, Pool};
+use embedding_server::tokenize::Overflow;
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
-use support::{http_settings, loaded, offer, settings, shared};
+use support::{http_settings, loaded, offer, serving, settings, shared};
 use tower::ServiceExt as _;
 
 /// A server of the fake model, called `e5`, with this offer.
@@ -27,21 +26,9 @@ fn server(offer: Offer) -> Arc<Shared> {
 }
 
 fn server_of(kind: Kind, offer: Offer) -> Arc<Shared> {
-    let metrics = Arc::new(Metrics::new());
-    let aliases = ["org/e5".to_owned()];
-    let models = Models::with_aliases([("e5", aliases.as_slice())]);
-    let Loaded { models: handles, tokenizer, mut about } = loaded(&Fake::new(4));
-    (about.kind, about.offer) = (kind, offer);
-    let pool = Arc::new(Pool::new(2).unwrap());
-    models
-        .serve(
-            &models.slot("e5").unwrap(),
-            Loaded { models: handles, tokenizer, about },
-            &settings(),
-            &pool,
-            &metrics,
-        )
-        .unwrap();
+    let mut model = loaded(&Fake::new(4));
+    (model.about.kind, model.about.offer) = (kind, offer);
+    let (models, metrics) = serving(&settings(), [("e5", ["org/e5".to_owned()].as_slice(), model)]);
     Shared::new(models, metrics, http_settings())
 }
 

@@ -8,15 +8,14 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::http::{Request, Response, header};
 use embedding_server::http::{self, Shared};
-use embedding_server::metrics::Metrics;
 use embedding_server::model::Directory;
 use embedding_server::model::fake::Fake;
-use embedding_server::models::{Loaded, Models};
+use embedding_server::models::Loaded;
 use embedding_server::token_ids::{TokenIds, Vocabulary};
-use embedding_server::tokenize::{Encode, How, Pool, Tokenizer};
+use embedding_server::tokenize::{Encode, How, Tokenizer};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
-use support::{http_settings, loaded, minilm, settings, shared};
+use support::{http_settings, in_service, loaded, minilm, settings, shared};
 use tower::ServiceExt as _;
 
 fn server(token_ids: TokenIds) -> Arc<Shared> {
@@ -26,11 +25,7 @@ fn server(token_ids: TokenIds) -> Arc<Shared> {
 
 /// A server of a fake model with a real tokenizer.
 fn server_with(tokenizer: Arc<dyn Encode>) -> Arc<Shared> {
-    let (metrics, models) = (Arc::new(Metrics::new()), Models::new(["fake"]));
-    let loaded = Loaded { tokenizer, ..loaded(&Fake::new(4)) };
-    models
-        .serve(&models.slot("fake").unwrap(), loaded, &settings(), &Arc::new(Pool::new(2).unwrap()), &metrics)
-        .unwrap();
+    let (models, metrics) = in_service("fake", Loaded { tokenizer, ..loaded(&Fake::new(4)) });
     Shared::new(models, metrics, http::Settings { token_ids: TokenIds::Model, ..http_settings() })
 }
 

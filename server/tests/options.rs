@@ -8,33 +8,19 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::http::{Request, Response, header};
 use embedding_server::http::{self, Shared};
-use embedding_server::metrics::Metrics;
 use embedding_server::model::fake::Fake;
-use embedding_server::models::{Loaded, Models};
 use embedding_server::options::Offer;
-use embedding_server::tokenize::Pool;
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
-use support::{cosine, http_settings, loaded, offer, settings};
+use support::{cosine, http_settings, loaded, offer, serving, settings};
 use tower::ServiceExt as _;
 
 /// A server of the fake model, called `e5`, with this offer.
 fn server(offer: Offer) -> Arc<Shared> {
-    let metrics = Arc::new(Metrics::new());
     let aliases = ["org/e5".to_owned(), "e5:exact".to_owned()];
-    let models = Models::with_aliases([("e5", aliases.as_slice())]);
-    let Loaded { models: handles, tokenizer, mut about } = loaded(&Fake::new(4));
-    about.offer = offer;
-    let pool = Arc::new(Pool::new(2).unwrap());
-    models
-        .serve(
-            &models.slot("e5").unwrap(),
-            Loaded { models: handles, tokenizer, about },
-            &settings(),
-            &pool,
-            &metrics,
-        )
-        .unwrap();
+    let mut model = loaded(&Fake::new(4));
+    model.about.offer = offer;
+    let (models, metrics) = serving(&settings(), [("e5", aliases.as_slice(), model)]);
     Shared::new(models, metrics, http_settings())
 }
 

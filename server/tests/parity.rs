@@ -15,12 +15,12 @@ use embedding_server::model::{
 };
 use embedding_server::models::{self, Manner, Models, Settings};
 use embedding_server::options::Options;
-use embedding_server::tokenize::{Encode, How, Pool, Tokenizer, Tokens};
+use embedding_server::tokenize::{Encode, How, Tokenizer, Tokens};
 use embedding_server::worker::Threads;
 use serde_json::json;
 use support::golden::Golden;
 use support::tiny::{Tiny, Written, serialize};
-use support::{cosine, minilm, settings};
+use support::{cosine, minilm, serving, settings};
 
 fn tokenized(texts: &[String]) -> Vec<Tokens> {
     let directory = Directory::read(&minilm()).unwrap();
@@ -166,14 +166,10 @@ fn in_service(name: &str, plan: Plan) -> (Arc<Models>, Arc<Metrics>) {
         threads: Threads { workers: 2, per_worker: 1 },
         ..settings()
     };
-    let (models, metrics) = (Models::new([name]), Arc::new(Metrics::new()));
     let directory = Directory::read(&minilm()).unwrap();
     let loaded = models::load(directory, "test".into(), settings.preference, &Manner::default()).unwrap();
     assert_eq!(loaded.about.plan, plan);
-    models
-        .serve(&models.slot(name).unwrap(), loaded, &settings, &Arc::new(Pool::new(2).unwrap()), &metrics)
-        .unwrap();
-    (models, metrics)
+    serving(&settings, [(name, [].as_slice(), loaded)])
 }
 
 /// The count of a histogram's observations above `bound`, and of all.

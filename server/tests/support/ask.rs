@@ -5,14 +5,12 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use embedding_server::http::{self, Shared};
-use embedding_server::metrics::Metrics;
-use embedding_server::models::{Loaded, Models};
-use embedding_server::tokenize::Pool;
+use embedding_server::models::Loaded;
 use http_body_util::BodyExt as _;
 use serde_json::Value;
 use tower::ServiceExt as _;
 
-use super::{http_settings, settings};
+use super::{http_settings, serving, settings};
 
 /// What was answered.
 #[derive(Debug)]
@@ -38,13 +36,9 @@ impl Answer {
 
 /// A server of these models.
 pub fn server(models: Vec<(&str, Loaded)>) -> Arc<Shared> {
-    let metrics = Arc::new(Metrics::new());
-    let served = Models::new(models.iter().map(|(name, _)| *name));
-    let pool = Arc::new(Pool::new(2).unwrap());
-    for (name, loaded) in models {
-        served.serve(&served.slot(name).unwrap(), loaded, &settings(), &pool, &metrics).unwrap();
-    }
-    Shared::new(served, metrics, http_settings())
+    let models = models.into_iter().map(|(name, loaded)| (name, [].as_slice(), loaded));
+    let (models, metrics) = serving(&settings(), models);
+    Shared::new(models, metrics, http_settings())
 }
 
 pub async fn send(shared: &Arc<Shared>, request: Request<Body>) -> Answer {

@@ -142,22 +142,29 @@ pub fn python() -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
+/// Models of these names, and other names, with their workers.
+pub fn serving<'a>(
+    settings: &Settings,
+    models: impl IntoIterator<Item = (&'a str, &'a [String], Loaded)>,
+) -> (Arc<Models>, Arc<Metrics>) {
+    let (names, loaded): (Vec<_>, Vec<_>) =
+        models.into_iter().map(|(name, aliases, loaded)| ((name, aliases), loaded)).unzip();
+    let (models, metrics) = (Models::with_aliases(names.iter().copied()), Arc::new(Metrics::new()));
+    let pool = Arc::new(Pool::new(2).unwrap());
+    for ((name, _), loaded) in names.into_iter().zip(loaded) {
+        models.serve(&models.slot(name).unwrap(), loaded, settings, &pool, &metrics).unwrap();
+    }
+    (models, metrics)
+}
+
 /// A model of that name, with its workers.
 pub fn in_service(name: &str, loaded: Loaded) -> (Arc<Models>, Arc<Metrics>) {
-    let (models, metrics) = (Models::new([name]), Arc::new(Metrics::new()));
-    models
-        .serve(&models.slot(name).unwrap(), loaded, &settings(), &Arc::new(Pool::new(2).unwrap()), &metrics)
-        .unwrap();
-    (models, metrics)
+    serving(&settings(), [(name, [].as_slice(), loaded)])
 }
 
 /// What a handler sees, with a fake model for each name.
 pub fn shared(fakes: &[(&str, Fake)], settings: &Settings, http: http::Settings) -> Arc<Shared> {
-    let metrics = Arc::new(Metrics::new());
-    let models = Models::new(fakes.iter().map(|(name, _)| *name));
-    let pool = Arc::new(Pool::new(2).unwrap());
-    for (name, fake) in fakes {
-        models.serve(&models.slot(name).unwrap(), loaded(fake), settings, &pool, &metrics).unwrap();
-    }
+    let fakes = fakes.iter().map(|(name, fake)| (*name, [].as_slice(), loaded(fake)));
+    let (models, metrics) = serving(settings, fakes);
     Shared::new(models, metrics, http)
 }
